@@ -47,20 +47,18 @@ def export_all(work: Path) -> dict[str, Path]:
 
 def third_party(models: Path) -> dict[str, Path]:
     """Find third-party models: folders that hold a description."""
-    found = sorted({path.parent for path in models.rglob("*.yaml") if "rdf" in path.name or "model" in path.name
-                    or "bioimageio" in path.name})  # fmt: skip
-    return {str(folder.relative_to(models)): folder for folder in found}
+    names = ("rdf", "model", "bioimageio")
+    folders = sorted({path.parent for path in models.rglob("*.yaml") if any(name in path.name for name in names)})
+    return {str(folder.relative_to(models)): folder for folder in folders}
 
 
 def core_verdict(path: Path, work: Path) -> str:
     """Return the verdict of ``python -m bioimageio.core test``, from its exit code."""
-    target = path
-    if path.is_dir():
-        target = next(iter(path.glob("*.yaml")))
+    target = next(iter(path.glob("*.yaml"))) if path.is_dir() else path
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIOIMAGEIO_CACHE_PATH": str(work / "cache")}
     command = [sys.executable, "-m", "bioimageio.core", "test", str(target), "--devices", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=work)
-    return "passed" if done.returncode == 0 else "failed"
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=work)
+    return "passed" if finished.returncode == 0 else "failed"
 
 
 def short(text: str, limit: int = 140) -> str:
@@ -94,8 +92,8 @@ def engine_findings(rows: dict[str, dict[str, Any]]) -> str:
     """Return the findings of the other interpreters, one line per model and check."""
     lines = []
     for name, report in rows.items():
-        found = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
-        lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in found]
+        checks = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
+        lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in checks]
     return "\n".join(lines) or "- none"
 
 

@@ -83,8 +83,8 @@ def shares_of(run: Callable[[], Any]) -> dict[str, float]:
     with torch.profiler.profile() as profiler:
         run()
     events = profiler.key_averages()
-    took = {e.key.removeprefix("aten::"): e.self_device_time_total or e.self_cpu_time_total for e in events}
-    return {key: took[key] / sum(took.values()) for key in sorted(took, key=lambda key: -took[key])}
+    times = {e.key.removeprefix("aten::"): e.self_device_time_total or e.self_cpu_time_total for e in events}
+    return {key: times[key] / sum(times.values()) for key in sorted(times, key=lambda key: -times[key])}
 
 
 class Contest:
@@ -102,24 +102,25 @@ class Contest:
 
     def rows(self, seconds: float) -> list[dict[str, Any]]:
         """Run all ways, round by round, until the time is up."""
-        counted, times, found = {}, {way: [] for way in self.ways}, []
+        costs, times, rows = {}, {way: [] for way in self.ways}, []
         for way, (run, *_) in self.ways.items():
             with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, Traffic() as traffic:
                 memory = self.machine.peak_mb(run)
-            counted[way] = flops.get_total_flops(), traffic.total, memory
+            costs[way] = flops.get_total_flops(), traffic.total, memory
         start, first = time.perf_counter(), times[next(iter(times))]
         while not first or (time.perf_counter() - start < seconds and len(first) < 50):
             for way, (run, *_) in self.ways.items():
                 times[way].append(self.machine.time(run))
         for way, (run, kind, note, aim) in self.ways.items():
-            took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
+            elapsed, (flops, moved, memory) = statistics.median(times[way]), costs[way]
             shares, ratio = shares_of(run), statistics.median(a / b for a, b in zip(first, times[way], strict=True))
             convolving = sum(share for name, share in shares.items() if "conv" in name)
-            found.append({
-                "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
+            rows.append({
+                "work": self.work, "way": way, "seconds": elapsed, "rounds": len(first),
+                "Mpx/s": self.pixels / elapsed / 1e6,
                 "ratio": ratio, "aim": aim, "at most": ratio / convolving if convolving else None,
-                "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
-                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+                "peak MB": memory, "of peak FLOP/s": flops / elapsed / self.machine.flops[kind],
+                "of peak bytes/s": moved / elapsed / self.machine.bytes, "note": note,
                 "shares": ", ".join(f"{share:.0%} {name}" for name, share in list(shares.items())[:4]),
             })  # fmt: skip
-        return found
+        return rows

@@ -119,14 +119,13 @@ class Markov:
         """Return the posterior probabilities of the states by the forward-backward algorithm, (b, length, s)."""
         first, second = counts[:, 0, 0].double()[..., None], counts[:, 1, 0].double()[..., None]
         evidence = first * torch.log(self.levels) + second * torch.log(1 - self.levels)
-        seen = torch.exp(evidence - evidence.amax(2, keepdim=True))
+        likelihood = torch.exp(evidence - evidence.amax(2, keepdim=True))
         step = self.step
-        forward, backward = [seen[:, 0]], [torch.ones_like(seen[:, 0])]
+        forward, backward = [likelihood[:, 0]], [torch.ones_like(likelihood[:, 0])]
         for position in range(1, self.length):
-            ahead = (forward[-1] / forward[-1].sum(1, keepdim=True)) @ step * seen[:, position]
-            forward.append(ahead)
-            behind = (backward[-1] * seen[:, self.length - position]) @ step.T
-            backward.append(behind / behind.sum(1, keepdim=True))
+            forward.append((forward[-1] / forward[-1].sum(1, keepdim=True)) @ step * likelihood[:, position])
+            message = (backward[-1] * likelihood[:, self.length - position]) @ step.T
+            backward.append(message / message.sum(1, keepdim=True))
         both = torch.stack(forward, 1) * torch.stack(backward[::-1], 1)
         return both / both.sum(2, keepdim=True)
 

@@ -27,11 +27,11 @@ Z_RATIOS = (0.0, 0.2, 0.35, 0.5)
 
 def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, ...]) -> tuple[float, str, np.ndarray]:
     """Return the best Gaussian filter, selected on the scoring frame itself."""
-    tried = []
+    candidates = []
     for z, sigma in ((ratio * sigma, sigma) for ratio in ratios for sigma in SIGMAS_PX):
         rate = ndimage.gaussian_filter(counts.astype(float), (z, sigma, sigma))
-        tried.append((nats(rate, photons), f"sigma {sigma:.1f} px, z {z:.2f}", rate))
-    return max(tried, key=lambda one: one[0])
+        candidates.append((nats(rate, photons), f"sigma {sigma:.1f} px, z {z:.2f}", rate))
+    return max(candidates, key=lambda candidate: candidate[0])
 
 
 def run(log: list[str], *arguments: str | Path) -> float:
@@ -65,19 +65,19 @@ def main() -> None:
     """Run both models and write the section."""
     data, work = Path(sys.argv[1]), Path(sys.argv[2])
     work.mkdir(parents=True, exist_ok=True)
-    seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif") for t in ("t0", "t1"))
+    frame, next_frame = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif") for t in ("t0", "t1"))
     log: list[str] = []
-    planar, stacked = (best_gaussian(seen, unseen, ratios) for ratios in ((0.0,), Z_RATIOS))
+    planar, stacked = (best_gaussian(frame, next_frame, ratios) for ratios in ((0.0,), Z_RATIOS))
     rows = [
-        ("raw counts", nats(seen, unseen)),
+        ("raw counts", nats(frame, next_frame)),
         (f"best Gaussian filter in the plane ({planar[1]})", planar[0]),
         (f"best Gaussian filter in 3D ({stacked[1]})", stacked[0]),
     ]
-    pictures = {"counts": seen, "best Gaussian": planar[2]}
+    pictures = {"counts": frame, "best Gaussian": planar[2]}
     reports = []
     for dim in (2, 3):
         rates = one_model(dim, data, work, log)
-        rows += [(f"{dim}D model, {name}", nats(rate, unseen)) for name, rate in rates.items()]
+        rows += [(f"{dim}D model, {name}", nats(rate, next_frame)) for name, rate in rates.items()]
         pictures[f"{dim}D model"] = rates["gap-bioimage denoise"]
         direct, packed = rates.values()
         border = (slice(None), slice(64, -64), slice(64, -64))
@@ -88,7 +88,7 @@ def main() -> None:
             f"{dim}D zip: validation {report['status']} ({counts}); `predict` differs from `denoise` by "
             f"{100 * inner:.2f} % (relative RMS, away from the border)."
         )
-    plane = seen.shape[0] // 2
+    plane = frame.shape[0] // 2
     draw_grid(HERE.parent / "docs" / "images" / "hazelnut.png", [{k: v[plane] for k, v in pictures.items()}])
     scored = [(name, f"{value:.4f}") for name, value in rows]
     write_section(

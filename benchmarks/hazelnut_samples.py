@@ -39,7 +39,7 @@ METHODS = {
 }
 
 
-def trained(name: str, config: str, data: Path, work: Path) -> Model:
+def train_network(name: str, config: str, data: Path, work: Path) -> Model:
     """Train a network, or resume or load an existing one."""
     settings = RunConfig.read(HERE / config, ["network.dim=2"])
     counts = gap.read_photons(data / "hazelnut_photons_t0_zyx.tif")
@@ -61,7 +61,7 @@ def coverage(ranks: np.ndarray, level: float) -> float:
     return float(np.mean(np.abs(ranks - 0.5) < level / 2))
 
 
-def one_method(model: Model, seen: xr.DataArray, settings: gap.SamplingConfig) -> tuple[np.ndarray, float, float]:
+def one_method(model: Model, counts: xr.DataArray, settings: gap.SamplingConfig) -> tuple[np.ndarray, float, float]:
     """Draw samples; return them with the network evaluations and CPU seconds per sample."""
     calls = 0
 
@@ -71,14 +71,14 @@ def one_method(model: Model, seen: xr.DataArray, settings: gap.SamplingConfig) -
 
     hook = model.network.register_forward_hook(count)
     start = time.process_time()
-    samples = gap.sample(model, seen, SAMPLES, seed=1, settings=settings, planes=True)
+    samples = gap.sample(model, counts, SAMPLES, seed=1, settings=settings, planes=True)
     seconds = time.process_time() - start
     hook.remove()
     n_drawn = SAMPLES * len(PLANES)
     return samples.values, calls / n_drawn, seconds / n_drawn
 
 
-def judge(samples: np.ndarray, mmse: np.ndarray, unseen: np.ndarray) -> list[str]:
+def evaluate(samples: np.ndarray, mmse: np.ndarray, unseen: np.ndarray) -> list[str]:
     """Return table cells: bias of the mean, spread and error, coverage."""
     scale = unseen.sum((1, 2), keepdims=True) / mmse.sum((1, 2), keepdims=True)
     edges = np.quantile(mmse, np.linspace(0, 1, 11))
@@ -117,44 +117,46 @@ def draw_generation(path: Path, images: np.ndarray, data: np.ndarray) -> str:
     bright = [plane for plane in data if plane.mean() > 1]
     # shot noise has a flat spectrum of 1 / mean photons per pixel
     real = np.array([radial_spectrum(plane, 1 / plane.mean()) for plane in bright])
-    made = np.array([radial_spectrum(image) for image in images])
+    generated = np.array([radial_spectrum(image) for image in images])
     frequency = np.arange(1, real.shape[1] + 1)
-    for spectra, name, colour in ((real, "data, shot noise subtracted", "C0"), (made, "generated", "C1")):
+    for spectra, name, colour in ((real, "data, shot noise subtracted", "C0"), (generated, "generated", "C1")):
         last.loglog(frequency, np.maximum(spectra.mean(0), 1e-9), colour, label=name)
         last.fill_between(frequency, *np.maximum(np.quantile(spectra, [0, 1], axis=0), 1e-9), color=colour, alpha=0.2)
     last.set(xlabel="cycles per image", ylabel="power", ylim=(1e-4, None))
     last.legend()
     save_figure(figure, path)
     bands = [(1, 4), (4, 16), (16, 40)]
-    ratios = [made.mean(0)[a - 1 : b].mean() / real.mean(0)[a - 1 : b].mean() for a, b in bands]
+    means = generated.mean(0), real.mean(0)
+    ratios = [np.divide(*(mean[a - 1 : b].mean() for mean in means)) for a, b in bands]
     words = ", ".join(f"{a}-{b}: {ratio:.2f}" for (a, b), ratio in zip(bands, ratios, strict=True))
     return f"Power relative to that of the {len(bright)} brighter planes, by cycles per image: {words}."
 
 
 def samples_section(data: Path, work: Path) -> None:
     """Sample and evaluate."""
-    model = trained("run_2d", "hazelnut_2d.yaml", data, work)
+    model = train_network("run_2d", "hazelnut_2d.yaml", data, work)
     frames = [gap.read_photons(data / f"hazelnut_photons_{t}_zyx.tif").isel(z=list(PLANES)) for t in ("t0", "t1")]
     thinned, _ = gap.thin(frames[0].values.astype(np.int64), SHARE, 0)
-    seen, unseen = frames[0].copy(data=thinned.astype(np.uint16)), frames[1].values.astype(float)
-    mmse = gap.denoise(model, seen, planes=True)
+    counts, unseen = frames[0].copy(data=thinned.astype(np.uint16)), frames[1].values.astype(float)
+    mmse = gap.denoise(model, counts, planes=True)
     rows = []
     for name, settings in METHODS.items():
-        samples, calls, seconds = one_method(model, seen, settings)
-        rows.append([name, f"{calls:.1f}", f"{seconds:.1f}", *judge(samples, mmse.values, unseen)])
+        samples, calls, seconds = one_method(model, counts, settings)
+        rows.append([name, f"{calls:.1f}", f"{seconds:.1f}", *evaluate(samples, mmse.values, unseen)])
         print(rows[-1], flush=True)
         if "default" in name:
-            shown = {"counts": seen.values[0], "denoised (MMSE)": mmse.values[0]}
+            shown = {"counts": counts.values[0], "denoised (MMSE)": mmse.values[0]}
             shown |= {f"sample {n + 1}": samples[n, 0] for n in range(3)}
             draw_posterior(PICTURES / "samples.png", shown, samples[:, 0].std(0, ddof=1))
-    rows.append(["MMSE only, no posterior spread", "1", "", *judge(np.stack([mmse.values] * 2), mmse.values, unseen)])
+    no_spread = evaluate(np.stack([mmse.values] * 2), mmse.values, unseen)
+    rows.append(["MMSE only, no posterior spread", "1", "", *no_spread])
     deciles = [float(part.mean()) for part in np.array_split(np.sort(mmse.values, axis=None), 10)]
     header = ["method", "evaluations per sample", "CPU s per sample", "bias of the mean by decile, %"]
     header += ["spread / error, photons", "50 / 90 % coverage, all", "the same above 1 photon"]
     write_section(
         "Hazelnut: posterior samples of a tenth of the photons",
         __doc__,
-        f"{SAMPLES} samples of plane {PLANES[0]} of t0, thinned to {SHARE:g} ({seen.values.mean():.2f} photons per "
+        f"{SAMPLES} samples of plane {PLANES[0]} of t0, thinned to {SHARE:g} ({counts.values.mean():.2f} photons per "
         "pixel). Bias: the samples' mean relative to the MMSE of the same network, by deciles of the MMSE "
         f"with means of {', '.join(f'{decile:.3g}' for decile in deciles)} photons. Spread: root mean variance of "
         "the samples above 1 photon; error: RMS of their mean relative to t1, noise subtracted. Coverage: share of "
@@ -166,7 +168,7 @@ def samples_section(data: Path, work: Path) -> None:
 
 def generation_section(data: Path, work: Path) -> None:
     """Generate and compare spectra."""
-    wide = trained("run_wide", "hazelnut_wide_2d.yaml", data, work)
+    wide = train_network("run_wide", "hazelnut_wide_2d.yaml", data, work)
     images = gap.generate(wide, (256, 256), 3, seed=2).values
     sentence = draw_generation(
         PICTURES / "generated.png", images, gap.read_photons(data / "hazelnut_photons_t0_zyx.tif").values.astype(float)

@@ -81,17 +81,17 @@ def train_network(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         step, share = step + 1, (time.process_time() - start) / seconds
-    about = {"steps": step, "seconds": time.process_time() - start}
+    costs = {"steps": step, "seconds": time.process_time() - start}
     network = module.network.eval().requires_grad_(False)
-    return Model(network, config.network, module.trained_range_db), about
+    return Model(network, config.network, module.trained_range_db), costs
 
 
 def evaluate(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
     """Train and denoise, then write the scores."""
     torch.set_num_threads(1)
     scene = SCENES[scene_name](data)
-    model, found = train_network(scene, name, seconds)
-    found["parameters"] = sum(p.numel() for p in model.network.parameters())
+    model, results = train_network(scene, name, seconds)
+    results["parameters"] = sum(p.numel() for p in model.network.parameters())
     for level in scene.levels:
         rows = []
         for number, unit in enumerate(scene.tests):
@@ -101,10 +101,10 @@ def evaluate(data: Path, out: Path, scene_name: str, name: str, seconds: float) 
                 rows.append((psnr_db(image, truth), nats(image, np.random.default_rng([1007, number]).poisson(truth))))
             else:
                 rows.append((float("nan"), nats(image, truth)))
-        found[f"{level:g}"] = np.mean(rows, 0).tolist()
+        results[f"{level:g}"] = np.mean(rows, 0).tolist()
     with replacing(out) as temporary:
-        temporary.write_text(json.dumps(found))
-    print(f"{scene_name}, {name}: {found}", flush=True)
+        temporary.write_text(json.dumps(results))
+    print(f"{scene_name}, {name}: {results}", flush=True)
 
 
 def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
@@ -124,8 +124,8 @@ def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
                 run(x)
                 if turn:
                     times[name].append((time.process_time() - start) / x.numel() * 1e6)
-    ratios = {name: [a / b for a, b in zip(times[ORIGINAL], took, strict=True)] for name, took in times.items()}
-    return {name: (statistics.median(took), statistics.median(ratios[name])) for name, took in times.items()}
+    ratios = {name: [a / b for a, b in zip(times[ORIGINAL], own, strict=True)] for name, own in times.items()}
+    return {name: (statistics.median(own), statistics.median(ratios[name])) for name, own in times.items()}
 
 
 def tables(work: Path, data: Path, names: list[str]) -> str:
@@ -141,10 +141,10 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
         text += f"\n### {scene_name}\n\n| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}\n"
         for name, (seconds, ratio) in sorted(measured[dim].items(), key=lambda item: item[1]):
             if (path := results_path(work, scene_name, name)).exists():
-                found = json.loads(path.read_text())
-                cells = [label_of(dim, name), *(f"{found[f'{level:g}'][0]:.2f}" for level in shown)]
-                cells += [f"{found[f'{middle:g}'][1]:.4f}", f"{found['steps']:,}", f"{found['seconds']:.0f}"]
-                cells += [f"{found['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
+                results = json.loads(path.read_text())
+                cells = [label_of(dim, name), *(f"{results[f'{level:g}'][0]:.2f}" for level in shown)]
+                cells += [f"{results[f'{middle:g}'][1]:.4f}", f"{results['steps']:,}", f"{results['seconds']:.0f}"]
+                cells += [f"{results['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
                 text += f"| {' | '.join(cells)} |\n"
     return text
 

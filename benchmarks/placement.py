@@ -18,7 +18,7 @@ from gap_bioimage import sampler
 from gap_bioimage.sampler import total_photons
 
 STEPS, SWEEPS, BETWEEN = 8, 3, (0.3, 0.42, 0.58, 0.7)
-TRIED, EVALUATED = 400, 3000  # samples
+SEARCHED, EVALUATED = 400, 3000  # samples during the search, and for the table
 SEEDS = (11, 12, 13)
 
 
@@ -53,10 +53,10 @@ def main() -> None:
         k = number % (STEPS - 1)
         low, high = placed[k - 1] if k else 0.0, placed[k + 1]
         for share in (placed[k], *(low + between * (high - low) for between in BETWEEN)):
-            tried = [*placed[:k], share, *placed[k + 1 :]]
-            found = statistics.mean(variance(*bed, tried, TRIED, 1) for bed in beds)
-            if found > best:
-                placed, best = tried, found
+            candidate = [*placed[:k], share, *placed[k + 1 :]]
+            ratio = statistics.mean(variance(*bed, candidate, SEARCHED, 1) for bed in beds)
+            if ratio > best:
+                placed, best = candidate, ratio
     beds.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
     rows, half = [], [(k + 0.5) / (STEPS - 0.5) for k in range(STEPS)]
     for name, shares in (("equal", equal), ("first step half as long (ours)", half), ("optimised", placed)):

@@ -28,8 +28,8 @@ def write_section(title: str, doc: str | None, body: str, machine: str | None = 
     command = re.search(r"^    (python .*)$", doc or "", re.M)
     machine = machine or f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    lead = f"`{command.group(1)}` ({machine}, {today})\n\n" if command else ""
-    section = f"## {title}\n\n{lead}{body.strip()}\n"
+    origin = f"`{command.group(1)}` ({machine}, {today})\n\n" if command else ""
+    section = f"## {title}\n\n{origin}{body.strip()}\n"
     text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEADER
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.M | re.S)
     text = pattern.sub(lambda _: section + "\n", text) if pattern.search(text) else f"{text.rstrip()}\n\n{section}"

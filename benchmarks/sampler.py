@@ -132,7 +132,7 @@ VIEWS = {  # block size in px, whether only bright pixels
 }
 
 
-def trained(work: Path, steps: int) -> Model:
+def train_network(work: Path, steps: int) -> Model:
     """Train, or load an earlier result."""
     settings = {**CONFIG, "train": {**CONFIG["train"], "steps": steps}}
     images = [simulate(2, (256, 256), TRAINING_PHOTONS, seed)[0] for seed in range(TRAINING_SCENES)]
@@ -187,7 +187,7 @@ def row_of(name: str, looks: list[tuple[Tensor, float]]) -> list[str]:
 
 def trained_section(work: Path, steps: int) -> None:
     """Train, sample, and rank the truth."""
-    model = trained(work, steps)
+    model = train_network(work, steps)
     scenes = []
     for seed in range(500, 500 + SCENES):
         truth = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), seed).values)[None, None] * PHOTONS

@@ -72,9 +72,9 @@ class Scene:
 
     def settings_of(self, recipe: str, seed: int, scale: float) -> Settings:
         """Return the settings of a run."""
-        both = {name: {**values, **RECIPES[recipe].get(name, {})} for name, values in self.settings.items()}
-        both["train"] |= {"steps": max(2, round(both["train"]["steps"] * scale)), "seed": seed}
-        return both
+        sections = {name: {**values, **RECIPES[recipe].get(name, {})} for name, values in self.settings.items()}
+        sections["train"] |= {"steps": max(2, round(sections["train"]["steps"] * scale)), "seed": seed}
+        return sections
 
 
 def _settings(steps: int, network: dict[str, Any], train: dict[str, Any], **thinning: float) -> Settings:
@@ -121,9 +121,9 @@ def camera(data: Path) -> Scene:
 
 def hazelnut(data: Path) -> Scene:
     """Real photon counts: training on one frame of a z-stack, plane by plane, scoring on the next frame."""
-    seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
+    frame, next_frame = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
     recipes = ("anchored", "plain", "original's recipe", "untrained")
-    return Scene([], 0, [unseen], (1,), _planes(750, min_db=-20.0), recipes, real=seen)
+    return Scene([], 0, [next_frame], (1,), _planes(750, min_db=-20.0), recipes, real=frame)
 
 
 def pollen(data: Path) -> Scene:
@@ -153,5 +153,5 @@ def video(data: Path) -> Scene:
 
 
 SCENES: dict[str, Callable[[Path], Scene]] = {
-    made.__name__: cache(made) for made in (zebrafish, cells, camera, hazelnut, pollen, video)
+    make.__name__: cache(make) for make in (zebrafish, cells, camera, hazelnut, pollen, video)
 }

@@ -142,8 +142,8 @@ def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(image.shape, window, strict=True)]
         counts = torch.from_numpy(image[tuple(slice(s, s + w) for s, w in zip(starts, window, strict=True))])
         fraction = min(float(10 ** rng.uniform(-1, 1) / max(counts.float().mean(), 1e-9)), 0.99)
-        kept = torch.distributions.Binomial(counts, probs=torch.tensor([fraction])).sample()
-        return kept[None], (counts - kept)[None]
+        photons = torch.distributions.Binomial(counts, probs=torch.tensor([fraction])).sample()
+        return photons[None], (counts - photons)[None]
 
     def step() -> None:
         x, target = (torch.stack(part).float().to(device) for part in zip(*(pair() for _ in range(size)), strict=True))

@@ -75,7 +75,7 @@ def draw(path: Path, whole: tuple[np.ndarray, ...], half: tuple[np.ndarray, ...]
     save_figure(figure, path)
 
 
-class Chain(NamedTuple):
+class Processed(NamedTuple):
     """A movie, its electrons, its denoised frames, and the run and camera behind them."""
 
     raw: np.ndarray
@@ -85,7 +85,7 @@ class Chain(NamedTuple):
     camera: Camera
 
 
-def chain(movie: Path, work: Path, plot: Path) -> Chain:
+def process(movie: Path, work: Path, plot: Path) -> Processed:
     """Calibrate, train and denoise."""
     work.mkdir(parents=True, exist_ok=True)
     camera, run, out = work / "camera.yaml", work / "run", work / "denoised.tif"
@@ -96,25 +96,25 @@ def chain(movie: Path, work: Path, plot: Path) -> Chain:
     run_cli("denoise", run, movie, out, "--camera", camera, "--quiet")
     raw, denoised = (np.asarray(gap.read_photons(path, check=False).values) for path in (movie, out))
     numbers = read_camera(camera).camera
-    return Chain(raw, (raw.astype(float) - numbers.offset) / numbers.gain, denoised, run, numbers)
+    return Processed(raw, (raw.astype(float) - numbers.offset) / numbers.gain, denoised, run, numbers)
 
 
-def table(name: str, made: Chain) -> str:
+def table(name: str, movie: Processed) -> str:
     """Return the table row with the errors of one movie."""
-    blurred = {s: np.stack([ndimage.gaussian_filter(frame, s) for frame in made.electrons]) for s in SIGMAS_PX}
-    errors = {sigma: relative_error(image, made.electrons) for sigma, image in blurred.items()}
+    blurred = {s: np.stack([ndimage.gaussian_filter(frame, s) for frame in movie.electrons]) for s in SIGMAS_PX}
+    errors = {sigma: relative_error(image, movie.electrons) for sigma, image in blurred.items()}
     sigma = min(errors, key=lambda s: errors[s])
-    raw, denoised = (relative_error(image, made.electrons) for image in (made.electrons, made.denoised))
+    raw, denoised = (relative_error(image, movie.electrons) for image in (movie.electrons, movie.denoised))
     return f"| {name} | {raw:.2f} | {errors[sigma]:.2f} ({sigma:g} px) | {denoised:.2f} |"
 
 
-def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
+def share(movie: Processed, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
     """Export and validate; return the results in bioimageio.core, their deviations, and the check statuses."""
     path = work / "telomeres.zip"
-    run_cli("export", made.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
+    run_cli("export", movie.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
     checks = json.loads(run_cli("validate", path, "--json", "-"))
-    from_zip = np.stack([in_core(path, made.raw[frame]) for frame in FRAMES])
-    chosen = made.denoised[list(FRAMES)]
+    from_zip = np.stack([in_core(path, movie.raw[frame]) for frame in FRAMES])
+    chosen = movie.denoised[list(FRAMES)]
     inner = (slice(None), slice(20, -20), slice(20, -20))
     agreement = [
         float(np.sqrt(np.square(from_zip - chosen)[cut].mean() / np.square(chosen)[cut].mean()))
@@ -124,14 +124,14 @@ def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def main(data: Path, work: Path) -> None:
-    """Run the chain on the movie and on every second pixel; write the section and the pictures."""
+    """Process the movie and every second pixel of it; write the section and the pictures."""
     work.mkdir(parents=True, exist_ok=True)
     movie, sparse = data / "telomeres_camera_tyx.tif", work / "every_second_pixel.tif"
     inspection = json.loads(run_cli("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
-    whole = chain(movie, work / "whole", PICTURES / "calibration.png")
+    whole = process(movie, work / "whole", PICTURES / "calibration.png")
     from_zip, agreement, statuses = share(whole, work)
     write_image(sparse, gap.read_photons(movie, check=False)[:, ::2, ::2])
-    half = chain(sparse, work / "half", work / "calibration.png")
+    half = process(sparse, work / "half", work / "calibration.png")
     rows = [(whole.electrons[60], whole.denoised[60], from_zip[1], whole.electrons.mean(0))]
     draw(PICTURES / "telomeres.png", rows[0], (half.electrons[60], half.denoised[60], half.electrons.mean(0)))
     camera = whole.camera

@@ -33,7 +33,7 @@ CONFIG = {
 Denoise = Callable[[UNet, Tensor], Tensor]
 
 
-def trained(work: Path, total_weight: float) -> UNet:
+def train_network(work: Path, total_weight: float) -> UNet:
     """Train, or load an earlier result."""
     settings = {**CONFIG, "train": {**CONFIG["train"], "total_weight": total_weight}}
     images = [simulate(2, (256, 256), 4.0, seed)[0] for seed in range(12)]
@@ -98,7 +98,7 @@ def main() -> None:
     """Train, measure, and write the section."""
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)
-    free, tied = trained(work, 0.0), trained(work, 0.01)
+    free, tied = train_network(work, 0.0), train_network(work, 0.01)
     reach = receptive_field_px(free)[0]
     rows: list[tuple[str, UNet, Denoise, Denoise]] = []
     for halo in (16, 32, 64, reach):

@@ -63,11 +63,11 @@ def run(*commands: tuple[object, ...]) -> Cost:
     """Run commands of the command line in parallel."""
     start = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = [
+    processes = [
         subprocess.Popen([sys.executable, "-m", "gap_bioimage", *map(str, command)], env=environment)
         for command in commands
     ]
-    used = [os.wait4(process.pid, 0) for process in begun]
+    used = [os.wait4(process.pid, 0) for process in processes]
     assert not any(status for _, status, _ in used), used
     cpu = [usage.ru_utime + usage.ru_stime for _, _, usage in used]
     peak = max(usage.ru_maxrss for _, _, usage in used) * 1024 / GIB
@@ -76,7 +76,7 @@ def run(*commands: tuple[object, ...]) -> Cost:
 
 def memory(work: Path) -> list[str]:
     """Return rows on the 8 GiB volume."""
-    trained = trained_in(work / "trivial", TRIVIAL)
+    trained = train_in(work / "trivial", TRIVIAL)
     large, dense, out = work / "large.zarr", work / "large_dense.zarr", work / "large_out.zarr"
     if not dense.exists():
         rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def memory(work: Path) -> list[str]:
     ]
 
 
-def trained_in(folder: Path, config: dict[str, Any]) -> Path:
+def train_in(folder: Path, config: dict[str, Any]) -> Path:
     """Train a network on a small simulated volume, unless it exists."""
     if not folder.exists():
         image, _ = gap.simulate(3, (16, 48, 48), 2.0, 0)
@@ -116,7 +116,7 @@ def empty_volume(path: Path) -> Any:
 
 def dense_block(work: Path, volume: Path) -> str:
     """Return the row on one block of default size with the default network."""
-    model, out = trained_in(work / "default", DEFAULT), work / "dense_block.zarr"
+    model, out = train_in(work / "default", DEFAULT), work / "dense_block.zarr"
     shutil.rmtree(out, ignore_errors=True)
     cost = run(("denoise", model, volume, out, "--quiet", "--part", "1/256"))
     settings: Any = zarr.open_group(out, mode="r").attrs["gap_bioimage"]
@@ -132,8 +132,8 @@ def dense_block(work: Path, volume: Path) -> str:
 def dense(work: Path) -> list[str]:
     """Return the row on a dense volume relative to the network alone."""
     image = dense_volume(work)
-    one, idle = filled(work, ()), filled(work, (), again=True)  # with nothing left to do
-    blocks, network = (min(column) for column in zip(*(alone(image) for _ in range(2)), strict=True))
+    one, idle = fill(work, ()), fill(work, (), again=True)  # with nothing left to do
+    blocks, network = (min(column) for column in zip(*(network_alone(image) for _ in range(2)), strict=True))
     voxels, spent = float(np.prod(DENSE)), one.cpu_s - idle.cpu_s
     return [
         f"- {voxels / 1e6:.1f} Mvoxel with `nuclei` (2D, blocks of 512 px) on one thread: "
@@ -151,7 +151,7 @@ def dense_volume(work: Path) -> Path:
     return image
 
 
-def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
+def fill(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
     """Return the cost of denoising the dense volume with one process per part."""
     out = work / "dense_out.zarr"
     if not again:
@@ -163,7 +163,7 @@ def filled(work: Path, *parts: tuple[str, ...], again: bool = False) -> Cost:
 def workers(work: Path) -> list[str]:
     """Return the row on two workers against one, each the faster of two alternating runs."""
     load = os.getloadavg()[0]
-    turns = [(filled(work, ()), filled(work, ("--part", "1/2"), ("--part", "2/2"))) for _ in range(2)]
+    turns = [(fill(work, ()), fill(work, ("--part", "1/2"), ("--part", "2/2"))) for _ in range(2)]
     one, two = (min(costs, key=lambda cost: cost.wall_s) for costs in zip(*turns, strict=True))
     return [
         f"- wall time of one process {one.wall_s:.1f} s, of two parallel parts {two.wall_s:.1f} s: "
@@ -172,7 +172,7 @@ def workers(work: Path) -> list[str]:
     ]
 
 
-def alone(image: Path) -> tuple[float, float]:
+def network_alone(image: Path) -> tuple[float, float]:
     """Return CPU seconds of some blocks of a volume, and of the network alone on the same tiles."""
     job = Job(Path("nuclei"), image, Path("none.zarr"), Layout(planes=True), block_px=(512, 512))
     volume, spent = Volume(job), 0.0
