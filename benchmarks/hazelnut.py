@@ -34,8 +34,8 @@ def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, 
     return max(candidates, key=lambda candidate: candidate[0])
 
 
-def run(log: list[str], *arguments: str | Path) -> float:
-    """Run a command, log it, and return its time in seconds."""
+def run(log: list[str], *arguments: str | Path) -> None:
+    """Run a command, and log it with its time."""
     words = [str(argument) for argument in arguments]
     start = time.monotonic()
     subprocess.run([sys.executable, *words], check=True)
@@ -44,7 +44,6 @@ def run(log: list[str], *arguments: str | Path) -> float:
     log.append(
         f"{shlex.join(['python', *shown]).replace('python -m gap_bioimage', 'gap-bioimage')}    # {seconds:.0f} s"
     )
-    return seconds
 
 
 def one_model(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:

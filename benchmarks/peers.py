@@ -57,17 +57,15 @@ def best(images: Iterator[Image], truth: Image) -> Image:
 def best_gaussian(scene: Scene, *_: Any) -> Method:
     """Select the width on the truth; for real counts per plane, on the scoring frame."""
 
-    def of_planes(counts: Image, other: Image, level: float) -> Image:
-        del level
+    def plane_by_plane(counts: Image, other: Image, _: float) -> Image:
         pairs = zip(counts, other, strict=True)
         return np.stack([max(gaussians(plane), key=lambda image, q=q: nats(image, q)) for plane, q in pairs])
 
-    def of_all(counts: Image, truth: Image, level: float) -> Image:
-        del level
+    def whole(counts: Image, truth: Image, _: float) -> Image:
         rates = gaussians(counts)  # for one-bit frames the detection probability q = 1 - exp(-s)
         return best((-np.log1p(-rate) for rate in rates) if scene.bits else rates, truth)
 
-    return of_all if scene.real is None else of_planes
+    return whole if scene.real is None else plane_by_plane
 
 
 def best_median(*_: Any) -> Method:
@@ -119,8 +117,7 @@ def noise2void(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> 
     about["steps"] = epochs * steps
     about["parameters"] = sum(p.numel() for p in denoiser.model.parameters())
 
-    def method(counts: Image, truth: Image, level: float) -> Image | None:
-        del truth
+    def method(counts: Image, _: Image, level: float) -> Image | None:
         assert folder.name
         if scene.real is None and level != scene.photons:
             return None
@@ -167,8 +164,7 @@ def r2r(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
         optimizer.step()
     model.eval()
 
-    def method(counts: Image, truth: Image, level: float) -> Image | None:
-        del truth
+    def method(counts: Image, _: Image, level: float) -> Image | None:
         if scene.real is None and level != scene.photons:
             return None
         planes = torch.from_numpy(counts.astype(np.float32).reshape(-1, 1, *counts.shape[-2:]))
