@@ -46,7 +46,7 @@ def run(log: list[str], *arguments: str | Path) -> None:
     )
 
 
-def one_model(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:
+def denoise_and_export(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:
     """Train, denoise, export, validate, and predict with only bioimageio.core."""
     counts, cli = data / "hazelnut_photons_t0_zyx.tif", ("-m", "gap_bioimage")
     run_dir, out, zip_file = work / f"run_{dim}d", work / f"denoised_{dim}d.tif", work / f"hazelnut_{dim}d.zip"
@@ -75,7 +75,7 @@ def main() -> None:
     pictures = {"counts": frame, "best Gaussian": planar[2]}
     reports = []
     for dim in (2, 3):
-        rates = one_model(dim, data, work, log)
+        rates = denoise_and_export(dim, data, work, log)
         rows += [(f"{dim}D model, {name}", nats(rate, next_frame)) for name, rate in rates.items()]
         pictures[f"{dim}D model"] = rates["gap-bioimage denoise"]
         direct, packed = rates.values()

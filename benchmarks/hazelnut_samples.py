@@ -61,7 +61,7 @@ def coverage(ranks: np.ndarray, level: float) -> float:
     return float(np.mean(np.abs(ranks - 0.5) < level / 2))
 
 
-def one_method(model: Model, counts: xr.DataArray, settings: gap.SamplingConfig) -> tuple[np.ndarray, float, float]:
+def draw_samples(model: Model, counts: xr.DataArray, settings: gap.SamplingConfig) -> tuple[np.ndarray, float, float]:
     """Draw samples; return them with the network evaluations and CPU seconds per sample."""
     calls = 0
 
@@ -141,7 +141,7 @@ def samples_section(data: Path, work: Path) -> None:
     mmse = gap.denoise(model, counts, planes=True)
     rows = []
     for name, settings in METHODS.items():
-        samples, calls, seconds = one_method(model, counts, settings)
+        samples, calls, seconds = draw_samples(model, counts, settings)
         rows.append([name, f"{calls:.1f}", f"{seconds:.1f}", *evaluate(samples, mmse.values, unseen)])
         print(rows[-1], flush=True)
         if "default" in name:

@@ -33,20 +33,20 @@ def place(shares: list[float]) -> None:
     sampler.equal_root_step = step
 
 
-def variance(bed: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
+def variance(prior: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
     """Return the variance of samples relative to the posterior's, after a gain of 20 dB."""
     place(shares)
     stop = 100 * total_photons(counts)
-    rate = draw_samples(bed.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
+    rate = draw_samples(prior.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
     drawn = (rate.double() / total_photons(counts)).var(0)
-    return float(drawn.sum() / bed.posterior(counts)[1].sum())
+    return float(drawn.sum() / prior.posterior(counts)[1].sum())
 
 
 def main() -> None:
     """Optimise the placement, evaluate it on other samples, and write the table."""
     pixels, chain = Dirichlet(torch.ones(1, 1, 12, 12)), Markov(torch.tensor([0.2, 0.5, 0.8]).double(), 0.9, 64)
     light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
-    beds = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
+    cases = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
     equal = [(k + 1) / STEPS for k in range(STEPS)]
     placed, best = equal, 0.0
     for number in range(SWEEPS * (STEPS - 1)):
@@ -54,15 +54,15 @@ def main() -> None:
         low, high = placed[k - 1] if k else 0.0, placed[k + 1]
         for share in (placed[k], *(low + between * (high - low) for between in BETWEEN)):
             candidate = [*placed[:k], share, *placed[k + 1 :]]
-            ratio = statistics.mean(variance(*bed, candidate, SEARCHED, 1) for bed in beds)
+            ratio = statistics.mean(variance(*case, candidate, SEARCHED, 1) for case in cases)
             if ratio > best:
                 placed, best = candidate, ratio
-    beds.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
+    cases.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
     rows, half = [], [(k + 0.5) / (STEPS - 0.5) for k in range(STEPS)]
     for name, shares in (("equal", equal), ("first step half as long (ours)", half), ("optimised", placed)):
         cells = []
-        for bed in beds:
-            ratios = [variance(*bed, shares, EVALUATED, seed) for seed in SEEDS]
+        for case in cases:
+            ratios = [variance(*case, shares, EVALUATED, seed) for seed in SEEDS]
             cells.append(f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / len(SEEDS) ** 0.5:.3f}")
         rows.append([name, " ".join(f"{share:.2f}" for share in shares), *cells])
     head = ["steps", "path fraction after each step", "Dirichlet, 1 photon/px", "Dirichlet, 10 photons/px", "Markov"]

@@ -55,26 +55,26 @@ def draw(name: str, predict: Callable[[Tensor], Tensor], counts: Tensor, gain: f
     return rate.double() / total_photons(counts), end, evaluations
 
 
-def moments(bed: Dirichlet | Markov, name: str, counts: Tensor, gain: float) -> tuple[str, int]:
+def moments(prior: Dirichlet | Markov, name: str, counts: Tensor, gain: float) -> tuple[str, int]:
     """Return a cell with the variance ratio and the bias of the mean (in standard deviations), and the evaluations."""
-    shares, _, evaluations = draw(name, bed.predict, counts, gain)
-    mean, variance = (moment[0] for moment in bed.posterior(counts))
+    shares, _, evaluations = draw(name, prior.predict, counts, gain)
+    mean, variance = (moment[0] for moment in prior.posterior(counts))
     ratio = shares.var(0).sum() / variance.sum()
     bias = torch.sqrt((shares.mean(0) - mean).square().sum() / variance.sum())
     return f"{float(ratio):.3f} / {float(bias):.3f}", evaluations
 
 
-def distance(bed: Templates, name: str, images: list[Tensor], gain: float) -> str:
+def distance(prior: Templates, name: str, images: list[Tensor], gain: float) -> str:
     """Return the total variation between sampled and exact frequencies of the templates, averaged over images."""
     found = []
     for counts in images:
-        _, end, _ = draw(name, bed.predict, counts, gain)
-        counted = torch.bincount(bed.weights(end).argmax(1), minlength=len(bed.prior)) / SAMPLES
-        found.append(float((counted - bed.weights(counts)[0]).abs().sum()) / 2)
+        _, end, _ = draw(name, prior.predict, counts, gain)
+        counted = torch.bincount(prior.weights(end).argmax(1), minlength=len(prior.prior)) / SAMPLES
+        found.append(float((counted - prior.weights(counts)[0]).abs().sum()) / 2)
     return f"{np.mean(found):.3f}"
 
 
-def floor(weights: Tensor) -> float:
+def sampling_floor(weights: Tensor) -> float:
     """Return the mean total variation of the same number of exact draws."""
     counted = torch.distributions.Multinomial(SAMPLES, weights).sample((500,)) / SAMPLES
     return float((counted - weights).abs().sum(1).mean() / 2)
@@ -90,7 +90,7 @@ def exact_section() -> None:
     templates = Templates.random(6, 6, 0.2, 0)
     images = [draw_counts(templates.shares[k][None], 40.0, k) for k in range(6)]
     torch.manual_seed(0)
-    least = np.mean([floor(templates.weights(counts)[0]) for counts in images])
+    least = np.mean([sampling_floor(templates.weights(counts)[0]) for counts in images])
     rows = []
     for gain in (10.0, 100.0):
         for name in SCHEDULES:
@@ -161,7 +161,7 @@ def ranks(samples: Tensor, truth: Tensor, seed: int) -> Tensor:
     return (samples < truth).sum(0) + (chance * (tied + 1)).long()
 
 
-def look(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool], seed: int) -> tuple[Tensor, float]:
+def evaluate(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool], seed: int) -> tuple[Tensor, float]:
     """Return the frequency of each rank, and the ratio of the mean's squared error to the samples' variance."""
     size, only_bright = view
     drawn, truth, denoised = (torch.nn.functional.avg_pool2d(image, size) for image in (drawn, truth, denoised))
@@ -173,9 +173,9 @@ def look(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool],
     return counted / counted.sum(), float(error[keep].double().sum() / variance[keep].double().sum())
 
 
-def row_of(name: str, looks: list[tuple[Tensor, float]]) -> list[str]:
+def row_of(name: str, scored: list[tuple[Tensor, float]]) -> list[str]:
     """Return a table row: coverage, error over variance, histogram, with standard errors over scenes."""
-    counted, ratio = np.array([frequencies.numpy() for frequencies, _ in looks]), [value for _, value in looks]
+    counted, ratio = np.array([frequencies.numpy() for frequencies, _ in scored]), [value for _, value in scored]
     cells = []
     for part in (HALF, NINETY):
         inside = 100 * counted[:, part].sum(1)
@@ -204,8 +204,8 @@ def trained_section(work: Path, steps: int) -> None:
             drawn = [draw_samples(name, model, counts) for counts, _ in scenes]
             for title, view in VIEWS.items():
                 pairs = enumerate(zip(drawn, denoised, scenes, strict=True))
-                looks = [look(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
-                rows[title].append(row_of(name, looks))
+                scored = [evaluate(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
+                rows[title].append(row_of(name, scored))
                 print(title, rows[title][-1], flush=True)
     head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks by tenths, %"]
     tables = [f"{title}:\n\n{table(head, found)}" for title, found in rows.items()]

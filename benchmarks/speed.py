@@ -182,9 +182,9 @@ def _variances_of(**schedule: Any) -> list[float]:
     images: list[tuple[Dirichlet | Markov, Tensor]] = [(chain, draw_counts(chain.draw(3), 192.0, 4))]
     images += [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
     found = []
-    for bed, counts in images:
-        rate = draw_samples(bed.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
-        found.append(float((rate / total_photons(counts)).double().var(0).sum() / bed.posterior(counts)[1].sum()))
+    for prior, counts in images:
+        rate = draw_samples(prior.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
+        found.append(float((rate / total_photons(counts)).double().var(0).sum() / prior.posterior(counts)[1].sum()))
     return found
 
 

@@ -51,7 +51,7 @@ def relative_error(estimate: np.ndarray, electrons: np.ndarray) -> float:
     return float(error / electrons.mean(0).var())
 
 
-def in_core(zip_path: Path, frame: np.ndarray) -> np.ndarray:
+def predict_in_core(zip_path: Path, frame: np.ndarray) -> np.ndarray:
     """Run bioimageio.core on a raw frame (y, x)."""
     photons = Tensor(frame[None, None], dims=("batch", "channel", "y", "x"))
     (output,) = predict(model=zip_path, inputs={"photons": photons}).members.values()
@@ -108,12 +108,12 @@ def table(name: str, movie: Processed) -> str:
     return f"| {name} | {raw:.2f} | {errors[sigma]:.2f} ({sigma:g} px) | {denoised:.2f} |"
 
 
-def share(movie: Processed, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
+def export_and_validate(movie: Processed, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
     """Export and validate; return the results in bioimageio.core, their deviations, and the check statuses."""
     path = work / "telomeres.zip"
     run_cli("export", movie.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
     checks = json.loads(run_cli("validate", path, "--json", "-"))
-    from_zip = np.stack([in_core(path, movie.raw[frame]) for frame in FRAMES])
+    from_zip = np.stack([predict_in_core(path, movie.raw[frame]) for frame in FRAMES])
     chosen = movie.denoised[list(FRAMES)]
     inner = (slice(None), slice(20, -20), slice(20, -20))
     agreement = [
@@ -129,7 +129,7 @@ def main(data: Path, work: Path) -> None:
     movie, sparse = data / "telomeres_camera_tyx.tif", work / "every_second_pixel.tif"
     inspection = json.loads(run_cli("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
     whole = process(movie, work / "whole", PICTURES / "calibration.png")
-    from_zip, agreement, statuses = share(whole, work)
+    from_zip, agreement, statuses = export_and_validate(whole, work)
     write_image(sparse, gap.read_photons(movie, check=False)[:, ::2, ::2])
     half = process(sparse, work / "half", work / "calibration.png")
     rows = [(whole.electrons[60], whole.denoised[60], from_zip[1], whole.electrons.mean(0))]

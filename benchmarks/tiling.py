@@ -52,7 +52,7 @@ def box(size: int) -> Denoise:
     return lambda network, photons: conserve_photons(photons, network(photons), [size, size])
 
 
-def pinned(network: UNet, photons: Tensor) -> Tensor:
+def exp_rate(network: UNet, photons: Tensor) -> Tensor:
     """Return exp(log-rate) without normalisation."""
     return torch.exp(network(photons))
 
@@ -111,7 +111,7 @@ def main() -> None:
                          lambda n, p, s=size, h=halo: in_tiles(box(s), n, p, h), box(size)))  # fmt: skip
     rows.append(("softmax per tile, halo 64", free, lambda n, p: in_tiles(softmax, n, p, 64), softmax))
     rows.append(
-        ("exp(log-rate), total tied in training, halo 64", tied, lambda n, p: in_tiles(pinned, n, p, 64), pinned)
+        ("exp(log-rate), total tied in training, halo 64", tied, lambda n, p: in_tiles(exp_rate, n, p, 64), exp_rate)
     )
     rows.append(("box of 129 px, total tied in training, halo 64", tied,
                  lambda n, p: in_tiles(box(129), n, p, 64), box(129)))  # fmt: skip
