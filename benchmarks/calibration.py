@@ -1,8 +1,8 @@
-"""Calibration of simulated cameras: errors of gain, offset and read noise, and how often the intervals hold the truth.
+"""Calibration of simulated cameras: errors of gain, offset and read noise, and coverage of their intervals.
 
     python benchmarks/calibration.py
 
-All combinations of gain, offset and read noise, of scenes with many and with few photons, with and without electron
+All combinations of gain, offset and read noise, for scenes with many and few photons, with and without electron
 multiplication; from stacks, two frames and one image.
 """
 
@@ -29,39 +29,32 @@ Row = list[float]
 
 
 def measure(case: Case) -> Row | str:
-    """Return errors, and whether the intervals hold the truth, of one camera and scene; or why it was refused."""
+    """Return the errors and interval coverage for one camera and scene, or the reason for a refusal."""
     gain, offset, read, em, electrons, frames, seed = case
     scene = simulate_truth(2, (SIZE_PX, SIZE_PX), seed) * electrons
     images = simulate_camera(
         scene, gain=gain, offset=offset, read_noise=read, em=em, n_frames=frames, seed=seed + hash(case) % 1000
     )
     try:
-        found = calibrate(images if frames > 1 else images.isel(t=0), multiplying=None if frames > 2 else em)
+        result = calibrate(images if frames > 1 else images.isel(t=0), multiplying=None if frames > 2 else em)
     except ValueError as error:
         return str(error)
     factor = 2 if em else 1
     noise = np.hypot(read / factor, (1 / 12) ** 0.5 / (factor * gain)) if factor * gain < 0.9 or read else 0.0
     truth = (factor * gain, offset, float(noise))
-    parts = (found.gain, found.offset, found.read_noise)
-    held = [
-        float(part.low <= value * (1 + 1e-9) and value * (1 - 1e-9) <= part.high)
-        for part, value in zip(parts, truth, strict=True)
+    estimates = (result.gain, result.offset, result.read_noise)
+    covered = [
+        float(estimate.low <= value * (1 + 1e-9) and value * (1 - 1e-9) <= estimate.high)
+        for estimate, value in zip(estimates, truth, strict=True)
     ]
-    near = abs(found.offset.value - offset) <= 1 or bool(held[1])
-    warned = any("hardly more than one ADU" in text or "clipped" in text for text in found.warnings)
-    return [
-        found.gain.value / truth[0] - 1,
-        found.offset.value - offset,
-        found.read_noise.value - truth[2],
-        *held,
-        float(near),
-        float(warned),
-        float(found.detector.camera.multiplying == em),
-    ]
+    near = abs(result.offset.value - offset) <= 1 or bool(covered[1])
+    warned = any("one ADU" in text or "clipped" in text for text in result.warnings)
+    errors = (result.gain.value / truth[0] - 1, result.offset.value - offset, result.read_noise.value - truth[2])
+    return [*errors, *covered, float(near), float(warned), float(result.detector.camera.multiplying == em)]
 
 
 def line(name: str, rows: list[Row]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     if not rows:
         return ""
     values = np.array(rows)
@@ -77,9 +70,9 @@ def line(name: str, rows: list[Row]) -> str:
 def main() -> None:
     """Measure and write the table."""
     lines = [
-        "| frames, electrons per pixel, detector | cameras | gain off, % | within 3 %, % | offset off, ADU "
-        "| within 1 ADU or its interval, % | read noise off, e | intervals hold gain / offset / read noise, % "
-        "| EM told, % |",
+        "| frames, electrons per pixel, detector | cameras | gain error, % | within 3 %, % | offset error, ADU "
+        "| within 1 ADU or its interval, % | read noise error, e | coverage of gain / offset / read noise, % "
+        "| EM identified, % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     refused: dict[str, int] = {}
@@ -99,12 +92,12 @@ def main() -> None:
             lines.append(line(f"{frames}, {electrons:g}, {'EM' if em else 'Poisson'}", rows))
             print(lines[-1], flush=True)
     if warned:
-        lines.append(line("all of these that warn: noise of hardly an ADU, or clipped at zero", warned))
+        lines.append(line("not in the rows above, with a warning: noise of barely one ADU, or clipped at zero", warned))
     lines += [
         "",
-        f"Gains {GAINS} ADU per electron, offsets {OFFSETS} ADU, read noise {READ} electrons, each with each, "
-        f"{REPEATS} scenes of {SIZE_PX} x {SIZE_PX} px; medians of absolute errors. Without dark frames, and nothing "
-        f"given but, for one and two frames, whether electrons are multiplied. Refused: {sum(refused.values())}.",
+        f"All combinations of gains {GAINS} ADU per electron, offsets {OFFSETS} ADU and read noise {READ} electrons, "
+        f"{REPEATS} scenes of {SIZE_PX} x {SIZE_PX} px each; medians of absolute errors. Without dark frames; for one "
+        f"and two frames, the multiplying detector type is given. Refused: {sum(refused.values())}.",
     ]
     write_section("Calibration: simulated cameras", __doc__, "\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Simulated cameras, whose numbers are known."""
+"""Simulated cameras with known parameters."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ def simulate_camera(
     saturation: int = 65535,
     seed: int = 0,
 ) -> xr.DataArray:
-    """Simulate frames (t, y, x) of a camera, or one that multiplies electrons, ``em``; electrons (y, x) or (t, y, x).
+    """Simulate frames (t, y, x) of a camera, with ``em`` of an EMCCD, from electrons (y, x) or (t, y, x).
 
-    An EMCCD makes gamma(n, 1) of n electrons: the noise-derived gain is then ``2 gain``, and the read noise
+    An EMCCD turns n electrons into gamma(n, 1): the noise-derived gain is then ``2 gain``, and the read noise
     ``read_noise / 2`` effective electrons (Robbins and Hadwen, IEEE Trans. Electron Devices 50, 2003).
     """
     scene, rng = np.asarray(electrons, np.float64), np.random.default_rng((seed, 2))

@@ -1,9 +1,9 @@
-"""Who will run which model: every zip that this project exports, and models of others, against every consumer.
+"""Compatibility: every kind of zip that this project exports, and third-party models, with every consumer.
 
     python benchmarks/consumers.py ../shared/models WORK [PYTHON ...]
 
-WORK is the folder of ``hazelnut.py``, whose trained networks are exported here in every kind. Further PYTHONs are
-interpreters with other versions of torch or bioimageio.core, in which the models are run too.
+WORK is the folder of ``hazelnut.py``; its trained networks are exported in every kind. Further PYTHONs are
+interpreters with other versions of torch or bioimageio.core, which also run the models.
 """
 
 import json
@@ -28,48 +28,46 @@ CONSUMERS = ("core", "zoo", "fiji", "ilastik", "biapy", "qupath", "bioengine")
 
 
 def cli(*words: object) -> int:
-    """Run the command line, one thread, and return its exit code."""
+    """Run the command line on one thread, and return its exit code."""
     command = [sys.executable, "-m", "gap_bioimage", *map(str, words)]
     return subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 
-def exported(work: Path) -> dict[str, Path]:
-    """Export every kind, where it is not there yet."""
+def export_all(work: Path) -> dict[str, Path]:
+    """Export every kind that does not exist yet."""
     zips = {}
     for name, (run, *options) in KINDS.items():
         zips[name] = work / f"{name.replace(' ', '_')}.zip"
         if not zips[name].exists():
             code = cli("export", work / run, zips[name], "--card", HERE / "hazelnut_card.yaml", "--quiet", *options)
             if code:
-                raise SystemExit(f"{name} was not exported")
+                raise SystemExit(f"{name}: the export failed")
     return zips
 
 
-def others(models: Path) -> dict[str, Path]:
-    """Find the models of others: folders that hold a description."""
-    found = sorted({path.parent for path in models.rglob("*.yaml") if "rdf" in path.name or "model" in path.name
-                    or "bioimageio" in path.name})  # fmt: skip
-    return {str(folder.relative_to(models)): folder for folder in found}
+def third_party(models: Path) -> dict[str, Path]:
+    """Find third-party models: folders that hold a description."""
+    names = ("rdf", "model", "bioimageio")
+    folders = sorted({path.parent for path in models.rglob("*.yaml") if any(name in path.name for name in names)})
+    return {str(folder.relative_to(models)): folder for folder in folders}
 
 
-def core_says(path: Path, work: Path) -> str:
-    """Return what ``python -m bioimageio.core test`` itself says, by its exit code and its summary."""
-    target = path
-    if path.is_dir():
-        target = next(iter(path.glob("*.yaml")))
+def core_verdict(path: Path, work: Path) -> str:
+    """Return the verdict of ``python -m bioimageio.core test``, from its exit code."""
+    target = next(iter(path.glob("*.yaml"))) if path.is_dir() else path
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIOIMAGEIO_CACHE_PATH": str(work / "cache")}
     command = [sys.executable, "-m", "bioimageio.core", "test", str(target), "--devices", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=work)
-    return "passed" if done.returncode == 0 else "failed"
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=work)
+    return "passed" if finished.returncode == 0 else "failed"
 
 
 def short(text: str, limit: int = 140) -> str:
-    """Return a reason that fits a cell of a table."""
+    """Shorten a reason to fit a table cell."""
     flat = re.sub(r"\s+", " ", text).replace("|", "/")
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
-def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[str, float]) -> str:
+def table(rows: dict[str, dict[str, Any]], core: dict[str, str], seconds: dict[str, float]) -> str:
     """Return the verdicts as a table, and the reasons as a list."""
     head = ["model", "validate", "`bioimageio.core test`", *CONSUMERS, "zoo score", "s"]
     lines = [head, ["---"] * len(head)]
@@ -77,7 +75,7 @@ def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[st
     for name, report in rows.items():
         verdicts = {entry["consumer"]: entry for entry in report["consumers"]}
         lines.append([
-            name, report["status"], own[name], *(verdicts[c]["verdict"] for c in CONSUMERS),
+            name, report["status"], core[name], *(verdicts[c]["verdict"] for c in CONSUMERS),
             f"{report['score']['total']:.2f}", f"{seconds[name]:.0f}",
         ])  # fmt: skip
         grouped: dict[str, list[str]] = {}
@@ -90,20 +88,20 @@ def table(rows: dict[str, dict[str, Any]], own: dict[str, str], seconds: dict[st
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + "\n".join(reasons)
 
 
-def engines_said(rows: dict[str, dict[str, Any]]) -> str:
-    """Return what the other interpreters found, one line a model."""
+def engine_findings(rows: dict[str, dict[str, Any]]) -> str:
+    """Return the findings of the other interpreters, one line per model and check."""
     lines = []
     for name, report in rows.items():
-        found = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
-        lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in found]
-    return "\n".join(lines) or "- none were given"
+        checks = [c for c in report["checks"] if c["id"] in ("fiji.older_engine", "core.other_versions")]
+        lines += [f"- {name}, {check['id']}: {check['status']}: {short(check['message'], 400)}" for check in checks]
+    return "\n".join(lines) or "- none"
 
 
 def main() -> None:
     """Export, validate, compare, write the section."""
     models, work, engines = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:]
-    zips = {**exported(work), **others(models)}
-    rows, own, seconds = {}, {}, {}
+    zips = {**export_all(work), **third_party(models)}
+    rows, core, seconds = {}, {}, {}
     options = [word for python in engines for word in ("--engine", python)]
     for name, path in zips.items():
         stem = name.replace(" ", "_").replace("/", "_")
@@ -113,15 +111,15 @@ def main() -> None:
         )
         seconds[name] = time.monotonic() - start
         rows[name] = json.loads(report.read_text())
-        own[name] = core_says(path, work)
-        print(name, rows[name]["status"], own[name], flush=True)
+        core[name] = core_verdict(path, work)
+        print(name, rows[name]["status"], core[name], flush=True)
     write_section(
         "Who runs which model",
         __doc__,
-        "Verdicts of `gap-bioimage validate --run-code` on all zips exported from the networks of the section on "
-        "hazelnut, and on models of others (U-Nets of bioimageio.spec's own examples, an outdated one of tiktorch). "
-        "Beside it what `python -m bioimageio.core test` says by its exit code. Seconds include every other "
-        f"interpreter.\n\n{table(rows, own, seconds)}\n\nIn other interpreters:\n\n{engines_said(rows)}",
+        "Verdicts of `gap-bioimage validate --run-code` on zips of every kind, exported from the networks of the "
+        "hazelnut section, and on third-party models (U-Nets from bioimageio.spec's examples, an outdated model of "
+        "tiktorch), with the result of `python -m bioimageio.core test` by its exit code. Seconds include all other "
+        f"interpreters.\n\n{table(rows, core, seconds)}\n\nIn other interpreters:\n\n{engine_findings(rows)}",
     )
 
 

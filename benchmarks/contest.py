@@ -1,4 +1,4 @@
-"""Ways of doing the same work, which take turns: times, memory, and shares of what the machine can do."""
+"""Alternating timings of several ways to do the same work: time, memory, and shares of the machine's peaks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KIND = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes that operators read and write, views left out."""
+    """Sums the bytes that operators read and write, excluding views."""
 
     total = 0
 
@@ -51,7 +51,7 @@ class Machine:
         self.bytes = 8 * source.numel() / min(self.time(lambda: target.copy_(source)) for _ in range(5))
 
     def time(self, run: Callable[[], Any]) -> float:
-        """Return the seconds of a run."""
+        """Return the seconds that a run takes."""
         wait = torch.cuda.synchronize if self.cuda else lambda: None
         wait()
         start = time.perf_counter()
@@ -60,7 +60,7 @@ class Machine:
         return time.perf_counter() - start
 
     def peak_mb(self, run: Callable[[], Any]) -> float:
-        """Return how much memory a run takes at its worst, above what there was before."""
+        """Return the peak memory of a run, above the memory in use before."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -79,16 +79,16 @@ def _status_kb(name: str) -> int:
 
 
 def shares_of(run: Callable[[], Any]) -> dict[str, float]:
-    """Return the shares of operators in the time of a run, the largest first."""
+    """Return the share of each operator in the time of a run, largest first."""
     with torch.profiler.profile() as profiler:
         run()
     events = profiler.key_averages()
-    took = {e.key.removeprefix("aten::"): e.self_device_time_total or e.self_cpu_time_total for e in events}
-    return {key: took[key] / sum(took.values()) for key in sorted(took, key=lambda key: -took[key])}
+    times = {e.key.removeprefix("aten::"): e.self_device_time_total or e.self_cpu_time_total for e in events}
+    return {key: times[key] / sum(times.values()) for key in sorted(times, key=lambda key: -times[key])}
 
 
 class Contest:
-    """Ways of doing the same work, which take turns; the first is the reference."""
+    """Ways to do the same work, timed alternately; the first is the reference."""
 
     def __init__(self, work: str, machine: Machine, pixels: float) -> None:
         self.work, self.machine, self.pixels = work, machine, pixels
@@ -97,29 +97,30 @@ class Contest:
     def add(
         self, way: str, run: Callable[[], Any], kind: str = "float32", note: str = "", aim: float | None = None
     ) -> None:
-        """Add a way, whose convolutions are of a kind; ``aim`` is the ratio that is wanted."""
+        """Add a way with its convolution dtype ``kind``; ``aim`` is the target ratio."""
         self.ways[way] = run, kind, note, aim
 
     def rows(self, seconds: float) -> list[dict[str, Any]]:
-        """Let them run, round by round, until the time is over."""
-        counted, times, found = {}, {way: [] for way in self.ways}, []
+        """Run all ways, round by round, until the time is up."""
+        costs, times, rows = {}, {way: [] for way in self.ways}, []
         for way, (run, *_) in self.ways.items():
             with FlopCounterMode(display=False, custom_mapping=FUSED) as flops, Traffic() as traffic:
                 memory = self.machine.peak_mb(run)
-            counted[way] = flops.get_total_flops(), traffic.total, memory
+            costs[way] = flops.get_total_flops(), traffic.total, memory
         start, first = time.perf_counter(), times[next(iter(times))]
         while not first or (time.perf_counter() - start < seconds and len(first) < 50):
             for way, (run, *_) in self.ways.items():
                 times[way].append(self.machine.time(run))
         for way, (run, kind, note, aim) in self.ways.items():
-            took, (flops, moved, memory) = statistics.median(times[way]), counted[way]
+            elapsed, (flops, moved, memory) = statistics.median(times[way]), costs[way]
             shares, ratio = shares_of(run), statistics.median(a / b for a, b in zip(first, times[way], strict=True))
             convolving = sum(share for name, share in shares.items() if "conv" in name)
-            found.append({
-                "work": self.work, "way": way, "seconds": took, "rounds": len(first), "Mpx/s": self.pixels / took / 1e6,
+            rows.append({
+                "work": self.work, "way": way, "seconds": elapsed, "rounds": len(first),
+                "Mpx/s": self.pixels / elapsed / 1e6,
                 "ratio": ratio, "aim": aim, "at most": ratio / convolving if convolving else None,
-                "peak MB": memory, "of peak FLOP/s": flops / took / self.machine.flops[kind],
-                "of peak bytes/s": moved / took / self.machine.bytes, "note": note,
+                "peak MB": memory, "of peak FLOP/s": flops / elapsed / self.machine.flops[kind],
+                "of peak bytes/s": moved / elapsed / self.machine.bytes, "note": note,
                 "shares": ", ".join(f"{share:.0%} {name}" for name, share in list(shares.items())[:4]),
             })  # fmt: skip
-        return found
+        return rows

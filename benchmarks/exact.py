@@ -1,7 +1,7 @@
-"""Priors whose next-photon distribution and posterior are known exactly, to try samplers without any training.
+"""Priors with an exactly known next-photon distribution and posterior, to test samplers without training.
 
-Each bed has ``predict``, counts (b, c, y, x) to log-rates of the next photon as a perfect network would return them,
-and the posterior that samples must follow. Shares are those of the whole image's light; they sum to 1.
+Each prior has ``predict``, from counts (b, c, y, x) to the log-rates of the next photon that a perfect network would
+return, and the posterior that samples must follow. Shares refer to the light of the whole image; they sum to 1.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Templates:
-    """The image is one of a few.
+    """The image is one of a few templates.
 
     Attributes
     ----------
     shares
-        Share of the light in every pixel, (k, 1, y, x).
+        Share of the light in each pixel, (k, 1, y, x).
     prior
         Probabilities (k,).
     """
@@ -37,7 +37,7 @@ class Templates:
 
     @classmethod
     def random(cls, count: int, size_px: int, contrast: float, seed: int) -> Templates:
-        """Draw positive random images; the contrast is the standard deviation of the log-rates."""
+        """Draw positive random images; ``contrast`` is the standard deviation of the log-rates."""
         generator = torch.Generator().manual_seed(seed)
         logits = contrast * torch.randn(count, size_px**2, generator=generator, dtype=torch.float64)
         prior = torch.softmax(0.7 * torch.randn(count, generator=generator, dtype=torch.float64), 0)
@@ -49,18 +49,18 @@ class Templates:
         return torch.softmax(evidence + torch.log(self.prior), 1)
 
     def predict(self, counts: Tensor) -> Tensor:
-        """Return exact log-rates: the logarithm of the posterior mean of the shares."""
+        """Return the exact log-rates: the logarithm of the posterior mean of the shares."""
         return torch.log(self.weights(counts) @ self.shares.flatten(1)).reshape(counts.shape)
 
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """Every pixel's light is Gamma distributed and independent, so that the shares are Dirichlet distributed.
+    """The light of each pixel is independently Gamma distributed; the shares are therefore Dirichlet distributed.
 
     Attributes
     ----------
     alpha
-        Photons that the prior is worth, per pixel, (1, c, y, x).
+        Pseudo-counts of the prior, per pixel, (1, c, y, x).
     """
 
     alpha: Tensor
@@ -79,16 +79,16 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class Markov:
-    """Light along a line switches between a few colours, as a hidden Markov chain does.
+    """Light along a line switches between a few colours, as a hidden Markov chain.
 
-    Every position sends the same light in two channels, of which the first gets a share that depends on the
-    hidden state: with a free brightness the image's total would tie all pixels together, and the forward-backward
-    algorithm would no longer be exact.
+    Every position emits the same light, split between two channels; the share of the first depends on the hidden
+    state. With variable brightness the image's total would couple all pixels, and the forward-backward algorithm
+    would no longer be exact.
 
     Attributes
     ----------
     levels
-        Share of the first channel in every state, (s,).
+        Share of the first channel in each state, (s,).
     stay
         Probability that the next position has the same state.
     length
@@ -119,14 +119,13 @@ class Markov:
         """Return the posterior probabilities of the states by the forward-backward algorithm, (b, length, s)."""
         first, second = counts[:, 0, 0].double()[..., None], counts[:, 1, 0].double()[..., None]
         evidence = first * torch.log(self.levels) + second * torch.log(1 - self.levels)
-        seen = torch.exp(evidence - evidence.amax(2, keepdim=True))
+        likelihood = torch.exp(evidence - evidence.amax(2, keepdim=True))
         step = self.step
-        forward, backward = [seen[:, 0]], [torch.ones_like(seen[:, 0])]
+        forward, backward = [likelihood[:, 0]], [torch.ones_like(likelihood[:, 0])]
         for position in range(1, self.length):
-            ahead = (forward[-1] / forward[-1].sum(1, keepdim=True)) @ step * seen[:, position]
-            forward.append(ahead)
-            behind = (backward[-1] * seen[:, self.length - position]) @ step.T
-            backward.append(behind / behind.sum(1, keepdim=True))
+            forward.append((forward[-1] / forward[-1].sum(1, keepdim=True)) @ step * likelihood[:, position])
+            message = (backward[-1] * likelihood[:, self.length - position]) @ step.T
+            backward.append(message / message.sum(1, keepdim=True))
         both = torch.stack(forward, 1) * torch.stack(backward[::-1], 1)
         return both / both.sum(2, keepdim=True)
 
@@ -144,7 +143,7 @@ class Markov:
 
 
 def draw_counts(shares: Tensor, photons: float, seed: int) -> Tensor:
-    """Draw Poisson counts of an image with so many photons on average."""
+    """Draw Poisson counts with ``photons`` expected photons in the image."""
     return torch.poisson(shares * photons, torch.Generator().manual_seed(seed)).float()
 
 
@@ -160,9 +159,9 @@ def draw_samples(
     brightest: float = math.inf,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return samples (b, c, y, x) in the exposure of the counts (1, c, y, x), counts at the end, and evaluations.
+    """Return samples (b, c, y, x) in the exposure of the counts (1, c, y, x), the final counts, and the evaluations.
 
-    The schedule is that of equal roots with restored variance, or where ``beta`` is given the paper's.
+    The schedule is equal roots with restored variance, or the paper's if ``beta`` is given.
     """
     evaluations = 0
 

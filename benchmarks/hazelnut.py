@@ -1,4 +1,4 @@
-"""Real photon counts: train on one frame of a z-stack, denoise it, score against the independent next frame.
+"""Real photon counts: train on one frame of a z-stack, denoise it, score on the independent next frame.
 
     python benchmarks/hazelnut.py ../shared/data WORK
 
@@ -26,16 +26,16 @@ Z_RATIOS = (0.0, 0.2, 0.35, 0.5)
 
 
 def best_gaussian(counts: np.ndarray, photons: np.ndarray, ratios: tuple[float, ...]) -> tuple[float, str, np.ndarray]:
-    """Return the best Gaussian filter, chosen on the very frame it is scored on."""
-    tried = []
+    """Return the best Gaussian filter, selected on the scoring frame itself."""
+    candidates = []
     for z, sigma in ((ratio * sigma, sigma) for ratio in ratios for sigma in SIGMAS_PX):
         rate = ndimage.gaussian_filter(counts.astype(float), (z, sigma, sigma))
-        tried.append((nats(rate, photons), f"sigma {sigma:.1f} px, z {z:.2f}", rate))
-    return max(tried, key=lambda one: one[0])
+        candidates.append((nats(rate, photons), f"sigma {sigma:.1f} px, z {z:.2f}", rate))
+    return max(candidates, key=lambda candidate: candidate[0])
 
 
-def run(log: list[str], *arguments: str | Path) -> float:
-    """Run a command, note it, and return its time in seconds."""
+def run(log: list[str], *arguments: str | Path) -> None:
+    """Run a command, and log it with its time."""
     words = [str(argument) for argument in arguments]
     start = time.monotonic()
     subprocess.run([sys.executable, *words], check=True)
@@ -44,11 +44,10 @@ def run(log: list[str], *arguments: str | Path) -> float:
     log.append(
         f"{shlex.join(['python', *shown]).replace('python -m gap_bioimage', 'gap-bioimage')}    # {seconds:.0f} s"
     )
-    return seconds
 
 
-def one_model(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:
-    """Train, denoise, export, validate, and predict with bioimageio.core alone."""
+def denoise_and_export(dim: int, data: Path, work: Path, log: list[str]) -> dict[str, np.ndarray]:
+    """Train, denoise, export, validate, and predict with only bioimageio.core."""
     counts, cli = data / "hazelnut_photons_t0_zyx.tif", ("-m", "gap_bioimage")
     run_dir, out, zip_file = work / f"run_{dim}d", work / f"denoised_{dim}d.tif", work / f"hazelnut_{dim}d.zip"
     predicted, config = work / f"predicted_{dim}d.tif", HERE / f"hazelnut_{dim}d.yaml"
@@ -65,19 +64,19 @@ def main() -> None:
     """Run both models and write the section."""
     data, work = Path(sys.argv[1]), Path(sys.argv[2])
     work.mkdir(parents=True, exist_ok=True)
-    seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif") for t in ("t0", "t1"))
+    frame, next_frame = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif") for t in ("t0", "t1"))
     log: list[str] = []
-    planar, stacked = (best_gaussian(seen, unseen, ratios) for ratios in ((0.0,), Z_RATIOS))
+    planar, stacked = (best_gaussian(frame, next_frame, ratios) for ratios in ((0.0,), Z_RATIOS))
     rows = [
-        ("raw counts", nats(seen, unseen)),
+        ("raw counts", nats(frame, next_frame)),
         (f"best Gaussian filter in the plane ({planar[1]})", planar[0]),
         (f"best Gaussian filter in 3D ({stacked[1]})", stacked[0]),
     ]
-    pictures = {"counts": seen, "best Gaussian": planar[2]}
+    pictures = {"counts": frame, "best Gaussian": planar[2]}
     reports = []
     for dim in (2, 3):
-        rates = one_model(dim, data, work, log)
-        rows += [(f"{dim}D model, {name}", nats(rate, unseen)) for name, rate in rates.items()]
+        rates = denoise_and_export(dim, data, work, log)
+        rows += [(f"{dim}D model, {name}", nats(rate, next_frame)) for name, rate in rates.items()]
         pictures[f"{dim}D model"] = rates["gap-bioimage denoise"]
         direct, packed = rates.values()
         border = (slice(None), slice(64, -64), slice(64, -64))
@@ -88,17 +87,17 @@ def main() -> None:
             f"{dim}D zip: validation {report['status']} ({counts}); `predict` differs from `denoise` by "
             f"{100 * inner:.2f} % (relative RMS, away from the border)."
         )
-    plane = seen.shape[0] // 2
+    plane = frame.shape[0] // 2
     draw_grid(HERE.parent / "docs" / "images" / "hazelnut.png", [{k: v[plane] for k, v in pictures.items()}])
     scored = [(name, f"{value:.4f}") for name, value in rows]
     write_section(
         "Hazelnut: real counts, scored on the next frame",
         __doc__,
-        "Mean over the photons x1 of frame t1 of `x1 ln d - d`, in nats per photon, for estimates d made from frame t0 "
-        f"alone (kept above {FLOOR:g} photons). The Gaussian filters' sigmas were chosen on t1 itself.\n\n"
+        "Mean of `x1 ln d - d` per photon x1 of frame t1, in nats per photon, for estimates d from frame t0 alone "
+        f"(clipped below at {FLOOR:g} photons). The sigmas of the Gaussian filters were selected on t1 itself.\n\n"
         f"{table(['estimate from t0', 'nats per photon'], scored)}\n\n" + "\n".join(reports) + "\n\n"
         "![counts, best Gaussian filter, 2D and 3D model, middle plane](../docs/images/hazelnut.png)\n\n"
-        "Commands, with their time:\n\n```\n" + "\n".join(log) + "\n```",
+        "Commands and their run times:\n\n```\n" + "\n".join(log) + "\n```",
     )
 
 

@@ -1,6 +1,6 @@
-"""Print the operators of the torch that runs this, for the validator's table of what old engines have.
+"""Print the operators of the installed torch, for the validator's table of the operators of old engines.
 
-Needs nothing but torch, so that an old Python can run it::
+It needs only torch, and also runs on old Python versions::
 
     /usr/bin/python3 benchmarks/list_operators.py > gap_bioimage/validation/archive/operators_1_13.txt
 """
@@ -13,7 +13,7 @@ HEADER = """\
 
 
 def list_operators() -> str:
-    """The table of this torch."""
+    """Return the table for this torch."""
     import torch
 
     found: dict[str, set[tuple[str, frozenset[str]]]] = {}

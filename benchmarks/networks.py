@@ -1,9 +1,9 @@
-"""Which networks are worth their time: quality against seconds per megapixel, after the same time of training.
+"""Quality of networks against seconds per megapixel, after the same training time.
 
     python benchmarks/networks.py ../shared/data WORK
 
-Every network trains for the same seconds of one processor core, the drawing of its windows included, with as many
-steps as fit in. What WORK holds is used as it is, so that the command may be stopped and given again.
+Every network trains for the same CPU time on one core, including the drawing of its windows, with as many
+steps as fit. Results in WORK are reused, so the command may be stopped and repeated.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from quality import denoised
+from quality import denoise_counts
 from results import write_section
 from scenes import SCENES, Scene
 from scores import nats, psnr_db
@@ -53,15 +53,15 @@ IMAGE = {2: (512, 512), 3: (16, 256, 256)}
 
 
 def settings_of(scene: Scene, name: str) -> RunConfig:
-    """Return the settings of a network on a scene; the original's with its encoding, loss and learning rate."""
+    """Return the settings of a network on a scene; the original uses its own encoding, loss and learning rate."""
     recipe = "original's recipe" if name == ORIGINAL else "anchored"
     values = scene.settings_of(recipe, 0, 1.0)
     values["network"] |= NETWORKS[values["network"]["dim"]][name]
     return RunConfig.from_dict(values)
 
 
-def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
-    """Train a network for so many seconds of the processor, which the learning rate follows."""
+def train_network(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, Any]]:
+    """Train a network for the given CPU seconds, which also set the schedule of the learning rate."""
     config = settings_of(scene, name)
     images = [xr.DataArray(x, dims=["z", "y", "x"][-x.ndim :]) for x in scene.training("anchored", 0)]
     split = split_held_out(as_stacks(images, config.network.dim), config.train.validation_share, 0)
@@ -81,41 +81,41 @@ def trained(scene: Scene, name: str, seconds: float) -> tuple[Model, dict[str, A
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         step, share = step + 1, (time.process_time() - start) / seconds
-    about = {"steps": step, "seconds": time.process_time() - start}
+    costs = {"steps": step, "seconds": time.process_time() - start}
     network = module.network.eval().requires_grad_(False)
-    return Model(network, config.network, module.trained_range_db), about
+    return Model(network, config.network, module.trained_range_db), costs
 
 
-def judge(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
-    """Train, denoise, and write the scores."""
+def evaluate(data: Path, out: Path, scene_name: str, name: str, seconds: float) -> None:
+    """Train and denoise, then write the scores."""
     torch.set_num_threads(1)
     scene = SCENES[scene_name](data)
-    model, found = trained(scene, name, seconds)
-    found["parameters"] = sum(p.numel() for p in model.network.parameters())
+    model, results = train_network(scene, name, seconds)
+    results["parameters"] = sum(p.numel() for p in model.network.parameters())
     for level in scene.levels:
         rows = []
         for number, unit in enumerate(scene.tests):
             truth = unit * level
-            image = denoised(model, scene.test(number, level, 0), "cpu")
+            image = denoise_counts(model, scene, scene.test(number, level, 0), "cpu")
             if scene.real is None:
                 rows.append((psnr_db(image, truth), nats(image, np.random.default_rng([1007, number]).poisson(truth))))
             else:
                 rows.append((float("nan"), nats(image, truth)))
-        found[f"{level:g}"] = np.mean(rows, 0).tolist()
+        results[f"{level:g}"] = np.mean(rows, 0).tolist()
     with replacing(out) as temporary:
-        temporary.write_text(json.dumps(found))
-    print(f"{scene_name}, {name}: {found}", flush=True)
+        temporary.write_text(json.dumps(results))
+    print(f"{scene_name}, {name}: {results}", flush=True)
 
 
 def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
-    """Return seconds of a core per megapixel, and how many times faster than the original, all taking turns."""
+    """Return CPU seconds per megapixel, and the speed relative to the original, measured alternately."""
     torch.set_num_threads(1)
     runs, times = {}, {}
     x = torch.poisson(torch.full((1, 1, *IMAGE[dim]), 2.0), generator=torch.Generator().manual_seed(0))
     for name, settings in NETWORKS[dim].items():
         plain = {"anchor": False, "log1p": False} if name == ORIGINAL else {"anchor": True, "anchor_version": 2}
         network = UNet(dim=dim, **plain, **settings).eval().requires_grad_(False)
-        # the original as it is, ours as ``denoise`` runs them
+        # the original unchanged, ours as ``denoise`` runs them
         runs[name], times[name] = network if name == ORIGINAL else TiledNetwork(network, IMAGE[dim]), []
     with torch.inference_mode():
         for turn in range(rounds + 1):
@@ -124,12 +124,12 @@ def speeds(dim: int, rounds: int = 3) -> dict[str, tuple[float, float]]:
                 run(x)
                 if turn:
                     times[name].append((time.process_time() - start) / x.numel() * 1e6)
-    ratios = {name: [a / b for a, b in zip(times[ORIGINAL], took, strict=True)] for name, took in times.items()}
-    return {name: (statistics.median(took), statistics.median(ratios[name])) for name, took in times.items()}
+    ratios = {name: [a / b for a, b in zip(times[ORIGINAL], own, strict=True)] for name, own in times.items()}
+    return {name: (statistics.median(own), statistics.median(ratios[name])) for name, own in times.items()}
 
 
 def tables(work: Path, data: Path, names: list[str]) -> str:
-    """Return a table for each scene, the fastest network first."""
+    """Return a table per scene, fastest network first."""
     text, measured = "", {}
     for scene_name in names:
         scene = SCENES[scene_name](data)
@@ -140,51 +140,51 @@ def tables(work: Path, data: Path, names: list[str]) -> str:
         heads += ["steps", "trained for s", "parameters", "seconds per megapixel", "times as fast"]
         text += f"\n### {scene_name}\n\n| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}\n"
         for name, (seconds, ratio) in sorted(measured[dim].items(), key=lambda item: item[1]):
-            if (path := file_of(work, scene_name, name)).exists():
-                found = json.loads(path.read_text())
-                cells = [label_of(dim, name), *(f"{found[f'{level:g}'][0]:.2f}" for level in shown)]
-                cells += [f"{found[f'{middle:g}'][1]:.4f}", f"{found['steps']:,}", f"{found['seconds']:.0f}"]
-                cells += [f"{found['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
+            if (path := results_path(work, scene_name, name)).exists():
+                results = json.loads(path.read_text())
+                cells = [label_of(dim, name), *(f"{results[f'{level:g}'][0]:.2f}" for level in shown)]
+                cells += [f"{results[f'{middle:g}'][1]:.4f}", f"{results['steps']:,}", f"{results['seconds']:.0f}"]
+                cells += [f"{results['parameters']:,}", f"{seconds:.2f}", f"{ratio:.1f}"]
                 text += f"| {' | '.join(cells)} |\n"
     return text
 
 
 def label_of(dim: int, name: str) -> str:
-    """Return the name of a network, with its size where ``train`` knows one."""
+    """Return the name of a network, with its ``--size`` in ``train``, if any."""
     sizes = [size for size, network in SIZES[dim].items() if network == NETWORKS[dim][name] and name != ORIGINAL]
     return f"{name} (--size {sizes[0]})" if sizes else name
 
 
-def file_of(work: Path, scene: str, name: str) -> Path:
-    """Return the file of the scores of a network."""
+def results_path(work: Path, scene: str, name: str) -> Path:
+    """Return the path of a network's scores."""
     return work / scene / f"{name.replace(' ', '_')}.json"
 
 
 def main() -> None:
-    """Train what is asked for and not there yet, and write the tables."""
+    """Run the requested trainings that are missing, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--scenes", nargs="+", default=["cells", "zebrafish", "hazelnut", "pollen"])
-    parser.add_argument("--networks", nargs="+", help="these only, such as 'depth 3, 8 filters'")
-    parser.add_argument("--seconds", type=float, default=150.0, help="of training, for each network and scene")
+    parser.add_argument("--networks", nargs="+", help="only these, such as 'depth 3, 8 filters'")
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU time of training per network and scene")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--tables", action="store_true", help="write the section of results.md from what WORK holds")
-    asked = parser.parse_args()
-    if asked.tables:
+    parser.add_argument("--tables", action="store_true", help="write the section of results.md from WORK")
+    options = parser.parse_args()
+    if options.tables:
         sizes = " or ".join(" x ".join(map(str, shape)) for shape in IMAGE.values())
-        head = f"One seed, {asked.seconds:g} s of one core for each training. `times as fast`: as the original's "
-        head += f"default in eager float32, one thread, images of {sizes}."
-        write_section("Networks", __doc__, head + "\n" + tables(asked.work, asked.data, asked.scenes))
+        head = f"One seed, {options.seconds:g} s of CPU time on one core per training. `times as fast`: relative to "
+        head += f"the original's default in eager float32, one thread, images of {sizes}."
+        write_section("Networks", __doc__, head + "\n" + tables(options.work, options.data, options.scenes))
         return
-    with multiprocessing.get_context("spawn").Pool(asked.workers, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:
         running = []
-        for scene in asked.scenes:
-            (asked.work / scene).mkdir(parents=True, exist_ok=True)
-            known = NETWORKS[SCENES[scene](asked.data).settings["network"]["dim"]]
-            for name in known if asked.networks is None else [n for n in asked.networks if n in known]:
-                if not (out := file_of(asked.work, scene, name)).exists():
-                    running.append(pool.apply_async(judge, (asked.data, out, scene, name, asked.seconds)))
+        for scene in options.scenes:
+            (options.work / scene).mkdir(parents=True, exist_ok=True)
+            known = NETWORKS[SCENES[scene](options.data).settings["network"]["dim"]]
+            for name in known if options.networks is None else [n for n in options.networks if n in known]:
+                if not (out := results_path(options.work, scene, name)).exists():
+                    running.append(pool.apply_async(evaluate, (options.data, out, scene, name, options.seconds)))
         for result in running:
             result.get()
 

@@ -1,13 +1,13 @@
-"""Denoisers to compare with; each turns counts into expected photons per pixel.
+"""Other denoisers for comparison; each turns counts into expected photons per pixel.
 
-A peer is one function in ``PEERS``: given a data set, its methods get counts, what is to be estimated (for those that
-choose by it, which nobody could without) and the level of brightness, and return an image, or None at a level that they
-are not for. What they need, beside this package:
+A peer is one function in ``PEERS``. For a data set it returns a method that takes counts, the truth (used by some to
+select parameters, which is impossible in practice) and the brightness level. The method returns an image, or None at
+levels that it does not support. Requirements in addition to this package:
 
     pip install -c constraints.txt . careamics==0.3.5 bm3d==4.0.3 deepinv==0.5.0 scikit-image
 
-RAM of deepinv is not among them: its weights are a download from Hugging Face, not part of its package, and could not
-be had where this was run.
+RAM of deepinv is not included: its weights are a download from Hugging Face, not part of its package, and were not
+available on the benchmark machine.
 """
 
 from __future__ import annotations
@@ -29,56 +29,54 @@ SIGMAS_PX = np.geomspace(0.4, 12, 18)
 
 
 class Peer(NamedTuple):
-    """A denoiser: what makes it for a data set, and the names of the data sets that it is for."""
+    """A denoiser: a factory of its method for a data set, and the names of the supported data sets."""
 
-    make: Callable[[Scene, int, float, dict[str, Any]], Method]  # scene, seed, scale, and what to tell about it
+    make: Callable[[Scene, int, float, dict[str, Any]], Method]  # scene, seed, scale, facts to add
     scenes: tuple[str, ...]
 
 
 def gaussians(counts: Image) -> Iterator[Image]:
-    """Filter with Gaussians of all widths, of volumes also with others along z (or time)."""
+    """Filter with Gaussians of all widths; for volumes also of other widths along z (or time)."""
     ratios = (0.0,) if counts.ndim == 2 else (0.0, 0.25, 0.5, 1.0, 2.0)
     for width in ((z * s, s, s)[-counts.ndim :] for s in SIGMAS_PX for z in ratios):
         yield ndimage.gaussian_filter(counts.astype(float), width)
 
 
 def medians(counts: Image) -> Iterator[Image]:
-    """Filter with medians of all sizes in the plane, of volumes over one or three planes."""
+    """Filter with medians of all sizes in the plane; for volumes over one or three planes."""
     for size in (3, 5, 7, 9, 13):
         for planes in (1,) if counts.ndim == 2 else (1, 3):
             yield ndimage.median_filter(counts.astype(float), (planes, size, size)[-counts.ndim :])
 
 
 def best(images: Iterator[Image], truth: Image) -> Image:
-    """Return the image that is nearest to the truth."""
+    """Return the image closest to the truth."""
     return min(images, key=lambda image: float(np.mean((image - truth) ** 2)))
 
 
 def best_gaussian(scene: Scene, *_: Any) -> Method:
-    """Choose the width on the truth; of real counts for each plane, on the frame that scores."""
+    """Select the width on the truth; for real counts per plane, on the scoring frame."""
 
-    def of_planes(counts: Image, other: Image, level: float) -> Image:
-        del level
+    def plane_by_plane(counts: Image, other: Image, _: float) -> Image:
         pairs = zip(counts, other, strict=True)
         return np.stack([max(gaussians(plane), key=lambda image, q=q: nats(image, q)) for plane, q in pairs])
 
-    def of_all(counts: Image, truth: Image, level: float) -> Image:
-        del level
-        rates = gaussians(counts)  # of bits the chance q that a photon was seen, 1 - exp(-s)
+    def whole(counts: Image, truth: Image, _: float) -> Image:
+        rates = gaussians(counts)  # for one-bit frames the detection probability q = 1 - exp(-s)
         return best((-np.log1p(-rate) for rate in rates) if scene.bits else rates, truth)
 
-    return of_all if scene.real is None else of_planes
+    return whole if scene.real is None else plane_by_plane
 
 
 def best_median(*_: Any) -> Method:
-    """Choose the size on the truth."""
+    """Select the size on the truth."""
     return lambda counts, truth, level: best(medians(counts), truth)
 
 
 def bm3d_anscombe(scene: Scene, *_: Any) -> Method:
-    """BM3D between Anscombe's transform and its exact unbiased inverse, volumes plane by plane.
+    """BM3D between Anscombe's transform and its exact unbiased inverse; volumes plane by plane.
 
-    Of cameras' images the variance of read noise is added inside the root, and subtracted again.
+    For camera images the variance of the read noise is added under the root, and subtracted from the result.
 
     Source of the inverses: Makitalo and Foi, IEEE TIP 20 (2011) 2697 and 22 (2013) 91, their closed forms.
     """
@@ -99,16 +97,16 @@ def bm3d_anscombe(scene: Scene, *_: Any) -> Method:
 
 
 def noise2void(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
-    """Noise2Void of CAREamics with its defaults, on the same counts, with as many steps of windows as large as ours.
+    """Noise2Void of CAREamics with its defaults, on the same counts, with the steps and window size of our networks.
 
-    It is made for images like those of its training, and so for one level.
+    It supports only images like its training images, and therefore one level.
     """
     import torch
     from careamics import CAREamist
     from careamics.config import create_advanced_n2v_config
 
     train, epochs = scene.settings["train"], 10
-    folder = tempfile.TemporaryDirectory()  # lives as long as the method, which reads the weights from it
+    folder = tempfile.TemporaryDirectory()  # must outlive the method, which reads the weights from it
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     steps = max(1, round(train["steps"] * scale / epochs))
@@ -119,8 +117,7 @@ def noise2void(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> 
     about["steps"] = epochs * steps
     about["parameters"] = sum(p.numel() for p in denoiser.model.parameters())
 
-    def method(counts: Image, truth: Image, level: float) -> Image | None:
-        del truth
+    def method(counts: Image, _: Image, level: float) -> Image | None:
         assert folder.name
         if scene.real is None and level != scene.photons:
             return None
@@ -132,12 +129,12 @@ def noise2void(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> 
 
 
 def r2r(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
-    """R2R of deepinv for Poisson counts: 15 % of the photons are the target, compared by squared error.
+    """R2R of deepinv for Poisson counts: 15 % of the photons are the target, with squared error as loss.
 
-    Its U-Net has as many levels and filters as ours, and as many steps of windows as large. Bright pixels are about 1,
-    as in its examples; their learning rate of 1e-4 is too low for so few steps (cells: 26.4 dB; 29.2 at 1e-3, and
-    hardly more up to 4e-3), and batch normalisation fails where bright and dark are far apart (zebrafish: 18.6 dB at
-    10 photons per pixel, 44.3 without). It is made for images like those of its training.
+    Its U-Net has the levels, filters, steps and window size of our networks. Bright pixels are scaled to about 1,
+    as in its examples. Their learning rate of 1e-4 is too low for this few steps (cells: 26.4 dB; 29.2 at 1e-3, and
+    hardly more up to 4e-3), and batch normalisation fails on images with high dynamic range (zebrafish: 18.6 dB at
+    10 photons per pixel, 44.3 without). It supports only images like its training images.
 
     Source: Monroy et al., "Generalized Recorrupted-to-Recorrupted", CVPR 2025.
     """
@@ -167,8 +164,7 @@ def r2r(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
         optimizer.step()
     model.eval()
 
-    def method(counts: Image, truth: Image, level: float) -> Image | None:
-        del truth
+    def method(counts: Image, _: Image, level: float) -> Image | None:
         if scene.real is None and level != scene.photons:
             return None
         planes = torch.from_numpy(counts.astype(np.float32).reshape(-1, 1, *counts.shape[-2:]))
@@ -179,7 +175,7 @@ def r2r(scene: Scene, seed: int, scale: float, about: dict[str, Any]) -> Method:
 
 
 def window(images: list[Image], size_px: tuple[int, int], draw: np.random.Generator) -> Image:
-    """Cut a window at a random place out of one of the images."""
+    """Cut a window at a random position from one of the images."""
     image = images[draw.integers(len(images))]
     y, x = (draw.integers(whole - part + 1) for whole, part in zip(image.shape, size_px, strict=True))
     return image[y : y + size_px[0], x : x + size_px[1]]

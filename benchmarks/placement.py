@@ -1,9 +1,9 @@
-"""Where the steps of sampling lie: equal in 1/sqrt(photons), the first half of that, or placed one by one.
+"""Placement of the sampling steps: equal in 1/sqrt(photons), with a half-length first step, or optimised one by one.
 
     python benchmarks/placement.py
 
-The placement is found as in "Jump Your Steps" (Park et al., arXiv 2410.07761), step by step between its neighbours,
-by what counts here: the variance of samples from exact predictors over that of the posterior.
+The optimisation follows "Jump Your Steps" (Park et al., arXiv 2410.07761), moving each step between its neighbours.
+Its objective is the variance of samples from exact predictors relative to that of the posterior.
 """
 
 import statistics
@@ -18,12 +18,12 @@ from gap_bioimage import sampler
 from gap_bioimage.sampler import total_photons
 
 STEPS, SWEEPS, BETWEEN = 8, 3, (0.3, 0.42, 0.58, 0.7)
-TRIED, JUDGED = 400, 3000  # samples
+SEARCHED, EVALUATED = 400, 3000  # samples during the search, and for the table
 SEEDS = (11, 12, 13)
 
 
 def place(shares: list[float]) -> None:
-    """Let samplers take steps after these shares of the way in 1/sqrt(photons)."""
+    """Make samplers step to these fractions of the path in 1/sqrt(photons)."""
     places = torch.tensor(shares, dtype=torch.float64)
 
     def step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
@@ -33,41 +33,42 @@ def place(shares: list[float]) -> None:
     sampler.equal_root_step = step
 
 
-def variance(bed: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
-    """Return the variance of samples over the posterior's, 20 dB up."""
+def variance(prior: Dirichlet | Markov, counts: Tensor, shares: list[float], samples: int, seed: int) -> float:
+    """Return the variance of samples relative to the posterior's, after a gain of 20 dB."""
     place(shares)
     stop = 100 * total_photons(counts)
-    rate = draw_samples(bed.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
+    rate = draw_samples(prior.predict, counts, range(samples), stop, steps=len(shares), seed=seed)[0]
     drawn = (rate.double() / total_photons(counts)).var(0)
-    return float(drawn.sum() / bed.posterior(counts)[1].sum())
+    return float(drawn.sum() / prior.posterior(counts)[1].sum())
 
 
 def main() -> None:
-    """Place, judge by other samples, write."""
+    """Optimise the placement, evaluate it on other samples, and write the table."""
     pixels, chain = Dirichlet(torch.ones(1, 1, 12, 12)), Markov(torch.tensor([0.2, 0.5, 0.8]).double(), 0.9, 64)
     light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
-    beds = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
+    cases = [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
     equal = [(k + 1) / STEPS for k in range(STEPS)]
     placed, best = equal, 0.0
     for number in range(SWEEPS * (STEPS - 1)):
         k = number % (STEPS - 1)
         low, high = placed[k - 1] if k else 0.0, placed[k + 1]
         for share in (placed[k], *(low + between * (high - low) for between in BETWEEN)):
-            tried = [*placed[:k], share, *placed[k + 1 :]]
-            found = statistics.mean(variance(*bed, tried, TRIED, 1) for bed in beds)
-            if found > best:
-                placed, best = tried, found
-    beds.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
+            candidate = [*placed[:k], share, *placed[k + 1 :]]
+            ratio = statistics.mean(variance(*case, candidate, SEARCHED, 1) for case in cases)
+            if ratio > best:
+                placed, best = candidate, ratio
+    cases.append((chain, draw_counts(chain.draw(3), 192.0, 4)))
     rows, half = [], [(k + 0.5) / (STEPS - 0.5) for k in range(STEPS)]
-    for name, shares in (("equal", equal), ("the first half as long (ours)", half), ("placed", placed)):
+    for name, shares in (("equal", equal), ("first step half as long (ours)", half), ("optimised", placed)):
         cells = []
-        for bed in beds:
-            ratios = [variance(*bed, shares, JUDGED, seed) for seed in SEEDS]
+        for case in cases:
+            ratios = [variance(*case, shares, EVALUATED, seed) for seed in SEEDS]
             cells.append(f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / len(SEEDS) ** 0.5:.3f}")
         rows.append([name, " ".join(f"{share:.2f}" for share in shares), *cells])
-    head = ["steps", "after these shares of the way", "Dirichlet, 1 photon/px", "Dirichlet, 10 photons/px", "Markov"]
-    told = f"Variance of {JUDGED} samples over the posterior's, {STEPS} steps, 20 dB; ± over {len(SEEDS)} seeds."
-    write_section("Placement of the sampler's steps", __doc__, f"{told}\n\n{table(head, rows)}")
+    head = ["steps", "path fraction after each step", "Dirichlet, 1 photon/px", "Dirichlet, 10 photons/px", "Markov"]
+    about = f"Variance of {EVALUATED} samples relative to the posterior's, {STEPS} steps, 20 dB; "
+    about += f"± is the standard error over {len(SEEDS)} seeds."
+    write_section("Placement of the sampler's steps", __doc__, f"{about}\n\n{table(head, rows)}")
 
 
 if __name__ == "__main__":

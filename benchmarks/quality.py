@@ -1,16 +1,16 @@
-"""How good the denoised images are: known truths at several brightnesses, and real repeats, against other denoisers.
+"""Quality of denoised images, against other denoisers: known truths at several brightnesses, and repeated real frames.
 
     python benchmarks/quality.py ../shared/data WORK --seeds 3
 
 Trains every network on counts alone, with the same steps and windows, and writes one section of results.md per data
-set. ``supervised`` is the same network with the truth as target: an upper bound. What WORK holds is used as it is, so
-that the command may be stopped and given again, elsewhere with ``--methods`` and ``--scenes`` for a part of the work;
-``--tables`` only draws what WORK holds. On a GPU, many trainings fit at once:
+set. ``supervised`` is the same network with the truth as target: an upper bound. Results in WORK are reused, so
+the command may be stopped and repeated; ``--methods`` and ``--scenes`` select a part of the work, for example on
+another machine. ``--tables`` only draws the contents of WORK. A GPU fits many trainings at once:
 
     python benchmarks/quality.py DATA WORK --device cuda --workers 14 --seconds 280 --methods anchored plain
 
-``--scale 0.01`` shortens the runs for a trial. What other denoisers need is said in peers.py; without it they are
-left out.
+``--scale 0.01`` shortens the runs for a trial. peers.py lists the requirements of other denoisers; those that are not
+installed are left out.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from gap_bioimage.training.fit import train
 
 Image = peers.Image
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
-SHOWN = (np.s_[191:383, 716:908], np.s_[100:292, 300:492])  # bright tissue beside dark ground; a dark part
+SHOWN = (np.s_[191:383, 716:908], np.s_[100:292, 300:492])  # bright tissue beside dark background; a dark region
 
 
 @dataclass(frozen=True)
@@ -61,45 +61,45 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """The file of the results; the run and the pictures have the same name."""
+        """The results file; the run and the pictures share its name."""
         return self.work / self.scene / f"{self.method.replace(' ', '_')}_{self.seed}.json"
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds: of the processor, whatever else runs, where that does the work."""
+        """A clock in seconds: CPU time if the CPU does the work, which excludes other processes."""
         return time.process_time if self.device == "cpu" else time.monotonic
 
     def machine(self) -> str:
-        """Say where this runs."""
+        """Describe the machine."""
         name = torch.cuda.get_device_name() if self.device == "cuda" else f"{platform.machine()} CPU, one thread"
-        beside = f", {self.workers} at a time" if self.workers > 1 else ""
-        return f"{name}{beside}, torch {torch.__version__.split('+')[0]}"
+        parallel = f", {self.workers} at a time" if self.workers > 1 else ""
+        return f"{name}{parallel}, torch {torch.__version__.split('+')[0]}"
 
 
 def run(job: Job) -> str:
-    """Train if there is something to train, denoise, score, and write the results."""
+    """Train (if the method does), denoise, score, and write the results."""
     torch.set_num_threads(1)
     scene = SCENES[job.scene](job.data)
-    begun, start = time.monotonic(), job.clock()
+    begin, start = time.monotonic(), job.clock()
     about: dict[str, Any] = {}
     if job.method in RECIPES:
-        model = trained(job, scene)
+        model = train_model(job, scene)
         if job.method != "untrained":
             about["steps"] = scene.settings_of(job.method, job.seed, job.scale)["train"]["steps"]
             about["parameters"] = sum(p.numel() for p in model.network.parameters())
-        method: peers.Method = lambda counts, truth, level: denoised(model, scene, counts, job.device)  # noqa: E731
+        method: peers.Method = lambda counts, truth, level: denoise_counts(model, scene, counts, job.device)  # noqa: E731
     else:
         method = peers.PEERS[job.method].make(scene, job.seed, job.scale, about)
     if "steps" in about:  # else nothing was trained
         about["minutes"] = (job.clock() - start) / 60
-    results = judged(scene, job, method) | about | {"machine": job.machine()}
+    results = evaluate(scene, job, method) | about | {"machine": job.machine()}
     with replacing(job.out) as temporary:
         temporary.write_text(json.dumps(results))
-    return f"{job.out.relative_to(job.work)}: {time.monotonic() - begun:.0f} s"
+    return f"{job.out.relative_to(job.work)}: {time.monotonic() - begin:.0f} s"
 
 
-def trained(job: Job, scene: Scene) -> Model:
-    """Return the last weights of a run that had all its steps."""
+def train_model(job: Job, scene: Scene) -> Model:
+    """Return the model of a completed run."""
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
     if job.method == "untrained":
         network = UNet(**config.network.model_dump()).eval()
@@ -112,8 +112,8 @@ def trained(job: Job, scene: Scene) -> Model:
     return load_model(run)
 
 
-def denoised(model: Model, scene: Scene, counts: Image, device: str) -> Image:
-    """Return the expected photons per pixel; 2D networks see a stack plane by plane."""
+def denoise_counts(model: Model, scene: Scene, counts: Image, device: str) -> Image:
+    """Return the expected photons per pixel; 2D networks process a stack plane by plane."""
     if scene.camera is not None:
         return denoise(model, scene.recorded(counts), dims="yx", device=device).values
     network, photons = model.network.to(device), torch.from_numpy(counts.astype(np.float32)).to(device)
@@ -125,9 +125,9 @@ def denoised(model: Model, scene: Scene, counts: Image, device: str) -> Image:
     return image[:, 0] if planes else image[0, 0]
 
 
-def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
-    """Denoise the test scenes at all levels; return scores, and the fewest seconds that a megapixel took."""
-    found: dict[str, Any] = {}
+def evaluate(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
+    """Denoise the test scenes at all levels; return the scores, and the shortest time in seconds per megapixel."""
+    levels: dict[str, Any] = {}
     seconds = math.inf
     for level in scene.levels:
         rows = []
@@ -146,26 +146,27 @@ def judged(scene: Scene, job: Job, method: peers.Method) -> dict[str, Any]:
             if job.scene == "zebrafish" and level == 1 and job.seed == 0:
                 np.savez_compressed(job.out.with_suffix(".npz"), *(image[part].astype(np.float32) for part in SHOWN))
         if rows:
-            found[f"{level:g}"] = {score: np.mean([row[score] for row in rows], axis=0).tolist() for score in rows[0]}
-    return {"levels": found, "seconds per megapixel": seconds}
+            levels[f"{level:g}"] = {score: np.mean([row[score] for row in rows], axis=0).tolist() for score in rows[0]}
+    return {"levels": levels, "seconds per megapixel": seconds}
 
 
-def jobs(asked: argparse.Namespace) -> list[Job]:
-    """Return what is asked for and not there yet: seed after seed, the longest first."""
-    known = {name: made(asked.data) for name, made in SCENES.items() if name in asked.scenes}
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """Return the requested jobs without results: seed by seed, longest first."""
+    scenes = {name: make(options.data) for name, make in SCENES.items() if name in options.scenes}
     todo = []
-    for name, scene in known.items():
+    for name, scene in scenes.items():
         offered = [*scene.recipes, *(peer for peer in peers.PEERS if name in peers.PEERS[peer].scenes)]
-        for method in offered if asked.methods is None else [m for m in asked.methods if m in offered]:
+        for method in offered if options.methods is None else [m for m in options.methods if m in offered]:
             cost = math.prod(scene.settings["train"]["patch_px"]) * scene.settings["train"]["batch_size"]
-            for seed in range(asked.seeds if scene.truths or method in RECIPES else 1):
-                job = Job(asked.data, asked.work, name, method, seed, asked.scale, asked.device, asked.workers)
+            for seed in range(options.seeds if scene.truths or method in RECIPES else 1):
+                shared = (options.scale, options.device, options.workers)
+                job = Job(options.data, options.work, name, method, seed, *shared)
                 todo.append((seed, -cost * scene.settings["train"]["steps"], job))
     return [job for *_, job in sorted(todo, key=lambda entry: entry[:2]) if not job.out.exists()]
 
 
 def run_all(todo: list[Job], workers: int, seconds: float) -> None:
-    """Run jobs in processes of their own; what is not finished in time is left out."""
+    """Run jobs in subprocesses; those not finished in time are left out."""
     deadline = psutil.Process().create_time() + seconds
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         running = [pool.apply_async(run, (job,)) for job in todo]
@@ -180,7 +181,7 @@ def run_all(todo: list[Job], workers: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Run what was asked for, and write the tables."""
+    """Run the requested jobs, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
@@ -190,20 +191,19 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1e6, help="what is not finished by then is left out")
+    parser.add_argument("--seconds", type=float, default=1e6, help="jobs that are not finished by then are left out")
     parser.add_argument("--tables", action="store_true")
-    asked = parser.parse_args()
-    if not asked.tables:
-        todo = jobs(asked)
+    options = parser.parse_args()
+    if not options.tables:
+        todo = jobs(options)
         for job in todo:
             job.out.parent.mkdir(parents=True, exist_ok=True)
-        run_all(todo, asked.workers, asked.seconds)
-    for name in asked.scenes:
-        scene, folder = SCENES[name](asked.data), asked.work / name
-        write_tables(
-            scene, inspect.getdoc(SCENES[name]) or "", folder, __doc__, to_results=asked.tables and asked.scale == 1
-        )
-        if name == "zebrafish" and asked.tables:
+        run_all(todo, options.workers, options.seconds)
+    for name in options.scenes:
+        scene, folder = SCENES[name](options.data), options.work / name
+        about, to_results = inspect.getdoc(SCENES[name]) or "", options.tables and options.scale == 1
+        write_tables(scene, about, folder, __doc__, to_results=to_results)
+        if name == "zebrafish" and options.tables:
             draw_picture(PICTURE, scene, folder, SHOWN)
 
 

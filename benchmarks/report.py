@@ -1,4 +1,4 @@
-"""Tables and the picture of the benchmark of quality, from the files of results."""
+"""Tables and the picture of the quality benchmark, from the results files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from scenes import Scene
 
-COSTS = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}  # with their digits
-Rows = dict[str, list[dict[str, Any]]]  # of each method, the results of its seeds
+COSTS = {"steps": 0, "minutes": 1, "parameters": 0, "seconds per megapixel": 2}  # with the number of digits
+Rows = dict[str, list[dict[str, Any]]]  # for each method, the results of its seeds
 
 
 def read_rows(folder: Path, middle: float) -> Rows:
-    """Read all results of a data set, the method with the best score at the middle level first."""
+    """Read all results of a data set, sorted by the score at the middle level, best first."""
     rows: Rows = {}
     for path in sorted(folder.glob("*.json")):
         rows.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(json.loads(path.read_text()))
@@ -34,7 +34,7 @@ def read_rows(folder: Path, middle: float) -> Rows:
 
 
 def interval(values: list[float], digits: int) -> str:
-    """Return the mean, and half the width of its 95 % interval by Student's t where there are several values."""
+    """Return the mean, and for several values half the width of its 95 % interval (Student's t)."""
     if not values:
         return ""
     if len(values) == 1:
@@ -46,7 +46,7 @@ def interval(values: list[float], digits: int) -> str:
 
 
 def table(rows: Rows, columns: dict[str, tuple[Callable[[dict[str, Any]], Any], int]]) -> str:
-    """Return a table in markdown; a column takes a number out of a row, or None."""
+    """Return a markdown table; each column is a function from a row to a number or None."""
     text = f"\n| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
     for name, results in rows.items():
         cells = []
@@ -59,7 +59,7 @@ def table(rows: Rows, columns: dict[str, tuple[Callable[[dict[str, Any]], Any], 
 
 
 def score(name: str, level: float, number: int | None = None) -> Callable[[dict[str, Any]], Any]:
-    """Return what takes a score at a level out of a row."""
+    """Return a function that reads a score at a level from a row."""
 
     def take(row: dict[str, Any]) -> Any:
         value = row["levels"].get(f"{level:g}", {}).get(name)
@@ -73,33 +73,31 @@ def tables(scene: Scene, rows: Rows, middle: float) -> str:
     text = f"{seeds(rows)}\n"
     names = {"nats": 4, "residual": 2}
     if scene.real is None:
-        text += "\nPSNR in dB by photons per pixel, the truth's maximum as peak.\n"
+        text += "\nPSNR in dB by photons per pixel, with the maximum of the truth as peak.\n"
         text += table(rows, {f"{level:g}": (score("PSNR", level), 2) for level in scene.levels})
         names = {"scaled PSNR": 2, "SSIM": 3, **names}
     at = "On the next frame" if scene.real is not None else f"At {middle:g} photons per pixel"
-    text += (
-        f"\n{at}: nats per photon of other counts; power of the residual, counts - image, at low over that at high "
-        "frequencies (Poisson noise: 1).\n"
-    )
+    text += f"\n{at}. nats: per photon of independent counts. residual: ratio of the power of counts - image at low "
+    text += "frequencies to that at high ones (Poisson noise: 1).\n"
     text += table(
         rows,
         {name: (score(name, middle), digits) for name, digits in names.items()}
         | {name: (lambda row, name=name: row.get(name), digits) for name, digits in COSTS.items()},
     )
     if scene.real is None:
-        text += f"\nBias in % at {middle:g} photons, in tenths of the pixels by the truth, the darkest first.\n"
+        text += f"\nBias in % at {middle:g} photons, by deciles of the truth, darkest first.\n"
         single = {name: results[:1] for name, results in rows.items()}
         text += table(single, {f"{10 * n + 10} %": (score("bias", middle, n), 1) for n in range(10)})
     return text
 
 
 def seeds(rows: Rows) -> str:
-    """Say how many seeds each method has, and where it ran."""
+    """List the number of seeds and the machine of each method."""
     groups: dict[tuple[int, str], list[str]] = {}
     for name, results in rows.items():
         groups.setdefault((len(results), results[0]["machine"]), []).append(name)
-    told = [f"{', '.join(names)}: {count} seed{'s' * (count > 1)}, {where}" for (count, where), names in groups.items()]
-    return ". ".join(told) + ". Means ± half of the 95 % interval over seeds (other counts, other training)."
+    runs = [f"{', '.join(names)}: {count} seed{'s' * (count > 1)}, {where}" for (count, where), names in groups.items()]
+    return ". ".join(runs) + ". Means ± half of the 95 % interval over seeds (of counts and training)."
 
 
 def write_tables(scene: Scene, about: str, folder: Path, doc: str | None, *, to_results: bool) -> None:
@@ -115,7 +113,7 @@ def write_tables(scene: Scene, about: str, folder: Path, doc: str | None, *, to_
 
 
 def draw_picture(path: Path, scene: Scene, folder: Path, parts: tuple[Any, ...]) -> None:
-    """Draw parts of the test scene at 1 photon per pixel beside what the denoisers made of them."""
+    """Draw parts of the test scene at 1 photon per pixel beside the denoised results."""
     rows = []
     for number, part in enumerate(parts):
         counts = scene.test(0, 1, 0)[part]

@@ -1,8 +1,8 @@
-"""Posterior samples: every schedule with exact predictors, and where the truth falls among a trained network's samples.
+"""Posterior samples: every schedule with exact predictors, and ranks of the truth among a trained network's samples.
 
     python benchmarks/sampler.py WORK
 
-WORK keeps the trained network for a second call; --train-steps sets how long it is trained.
+WORK keeps the trained network for later calls; --train-steps sets the number of its training steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "equal roots, K = 24": {"steps": 24, "restored": False},
     **{f"sqrt, K = {steps}": {"steps": steps} for steps in (4, 6, 8, 10, 16, 24)},
 }
-"""Equal roots: the steps of sqrt without restoring the variance that frozen rates lose."""
+"""Equal roots: the steps of sqrt, without restoring the variance lost by frozen rates."""
 
 # exact predictors
 
@@ -48,40 +48,40 @@ PER_PIXEL = (1.0, 10.0)
 
 
 def draw(name: str, predict: Callable[[Tensor], Tensor], counts: Tensor, gain: float) -> tuple[Tensor, Tensor, int]:
-    """Return shares of the light, counts at the end, and the evaluations of the predictor."""
+    """Return shares of the light, the final counts, and the evaluations of the predictor."""
     rate, end, evaluations = draw_samples(
         predict, counts, range(SAMPLES), gain * total_photons(counts), **SCHEDULES[name]
     )
     return rate.double() / total_photons(counts), end, evaluations
 
 
-def moments(bed: Dirichlet | Markov, name: str, counts: Tensor, gain: float) -> tuple[str, int]:
-    """Return the variance ratio and the bias of the mean in standard deviations, as a cell, and the evaluations."""
-    shares, _, evaluations = draw(name, bed.predict, counts, gain)
-    mean, variance = (moment[0] for moment in bed.posterior(counts))
+def moments(prior: Dirichlet | Markov, name: str, counts: Tensor, gain: float) -> tuple[str, int]:
+    """Return a cell with the variance ratio and the bias of the mean (in standard deviations), and the evaluations."""
+    shares, _, evaluations = draw(name, prior.predict, counts, gain)
+    mean, variance = (moment[0] for moment in prior.posterior(counts))
     ratio = shares.var(0).sum() / variance.sum()
     bias = torch.sqrt((shares.mean(0) - mean).square().sum() / variance.sum())
     return f"{float(ratio):.3f} / {float(bias):.3f}", evaluations
 
 
-def distance(bed: Templates, name: str, images: list[Tensor], gain: float) -> str:
-    """Return the total variation between drawn and exact frequencies of the templates, averaged over images."""
+def distance(prior: Templates, name: str, images: list[Tensor], gain: float) -> str:
+    """Return the total variation between sampled and exact frequencies of the templates, averaged over images."""
     found = []
     for counts in images:
-        _, end, _ = draw(name, bed.predict, counts, gain)
-        counted = torch.bincount(bed.weights(end).argmax(1), minlength=len(bed.prior)) / SAMPLES
-        found.append(float((counted - bed.weights(counts)[0]).abs().sum()) / 2)
+        _, end, _ = draw(name, prior.predict, counts, gain)
+        counted = torch.bincount(prior.weights(end).argmax(1), minlength=len(prior.prior)) / SAMPLES
+        found.append(float((counted - prior.weights(counts)[0]).abs().sum()) / 2)
     return f"{np.mean(found):.3f}"
 
 
-def floor(weights: Tensor) -> float:
-    """Return the total variation that as many exact draws have on average."""
+def sampling_floor(weights: Tensor) -> float:
+    """Return the mean total variation of the same number of exact draws."""
     counted = torch.distributions.Multinomial(SAMPLES, weights).sample((500,)) / SAMPLES
     return float((counted - weights).abs().sum(1).mean() / 2)
 
 
 def exact_section() -> None:
-    """Every schedule with every exact predictor."""
+    """Evaluate every schedule with every exact predictor."""
     pixels = Dirichlet(torch.ones(1, 1, 12, 12, dtype=torch.float64))
     light = torch.from_numpy(np.random.default_rng(5).gamma(1.0, size=(1, 1, 12, 12)))
     dirichlet = [draw_counts(light / light.sum(), per_pixel * 144, 5) for per_pixel in PER_PIXEL]
@@ -90,7 +90,7 @@ def exact_section() -> None:
     templates = Templates.random(6, 6, 0.2, 0)
     images = [draw_counts(templates.shares[k][None], 40.0, k) for k in range(6)]
     torch.manual_seed(0)
-    least = np.mean([floor(templates.weights(counts)[0]) for counts in images])
+    least = np.mean([sampling_floor(templates.weights(counts)[0]) for counts in images])
     rows = []
     for gain in (10.0, 100.0):
         for name in SCHEDULES:
@@ -99,19 +99,18 @@ def exact_section() -> None:
             row = [f"{10 * math.log10(gain):g} dB", name, str(evaluations[-1]), *cells, on_line]
             rows.append([*row, distance(templates, name, images, gain)])
             print(rows[-1], flush=True)
-    beds = [*(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov", "templates"]
+    priors = [*(f"Dirichlet, {p:g} photons/px" for p in PER_PIXEL), "Markov", "templates"]
     write_section(
         "Sampler with exact predictors",
         __doc__,
-        f"Predictors that return the exact next-photon distribution, so that all errors are the sampler's. {SAMPLES} "
+        f"The predictors return the exact next-photon distribution, so all errors are the sampler's. {SAMPLES} "
         "samples each. Dirichlet: 144 independent pixels; Markov: three colours along a line of 64 positions, 3 "
         "photons each. Cells: variance of the samples over that of the posterior, summed over pixels / RMS bias of "
-        f"their mean in standard deviations of the posterior (exact draws: {SAMPLES**-0.5:.3f}). Templates: which of "
+        f"their mean in standard deviations of the posterior (exact draws: {SAMPLES**-0.5:.3f}). Templates: one of "
         "6 images, 40 photons, total variation from the exact posterior, mean of 6 inputs (exact draws: "
-        f"{least:.3f}). Equal roots: the steps of sqrt alone, with the rates "
-        "frozen during each, as in geometric; without restored variance, a climb of 10 dB over independent pixels ends "
-        "below 0.9. Evaluations: those of the slowest sample.\n\n"
-        + table(["climb", "schedule", "evaluations", *beds], rows),
+        f"{least:.3f}). Equal roots: the steps of sqrt, with rates frozen during each step, as in geometric; without "
+        "restored variance, a gain of 10 dB for independent pixels ends below 0.9. Evaluations: of the slowest "
+        "sample.\n\n" + table(["gain", "schedule", "evaluations", *priors], rows),
     )
 
 
@@ -126,15 +125,15 @@ TRAINING_SCENES, TRAINING_PHOTONS = 32, 30.0
 SCENES, SIZE_PX, PHOTONS, RANKED = 6, 128, 0.3, 19
 HALF, NINETY = slice(5, 15), slice(1, 19)  # ranks 0 to 19 within the central 50 % and 90 %
 TRAINED = [*(f"sqrt, K = {steps}" for steps in (6, 10, 16)), "equal roots, K = 12", *list(SCHEDULES)[1:4:2]]
-VIEWS = {  # block in px, bright ones only
+VIEWS = {  # block size in px, whether only bright pixels
     "All pixels": (1, False),
-    "Pixels that denoise to more than the mean": (1, True),
+    "Pixels with a denoised value above the mean": (1, True),
     "Means of 8 x 8 px": (8, False),
 }
 
 
-def trained(work: Path, steps: int) -> Model:
-    """Train, or load what an earlier call trained."""
+def train_network(work: Path, steps: int) -> Model:
+    """Train, or load an earlier result."""
     settings = {**CONFIG, "train": {**CONFIG["train"], "steps": steps}}
     images = [simulate(2, (256, 256), TRAINING_PHOTONS, seed)[0] for seed in range(TRAINING_SCENES)]
     run = work / f"run_{steps}"
@@ -149,34 +148,34 @@ def samples_of(name: str, model: Model, counts: Tensor) -> Tensor:
 
 
 def shot_noise(_: str, model: Model, counts: Tensor) -> Tensor:
-    """Draw from a Gaussian around the denoised image with its own rate as the variance."""
+    """Draw from a Gaussian around the denoised image, with its rate as the variance."""
     mean = rate_from_log_rate(model.network(counts), counts)
     noise = torch.randn(RANKED, *mean.shape[1:], generator=torch.Generator().manual_seed(0))
     return mean + mean.sqrt() * noise
 
 
 def ranks(samples: Tensor, truth: Tensor, seed: int) -> Tensor:
-    """Return the rank 0..n of the truth among n samples, ties broken by chance."""
+    """Return the rank 0..n of the truth among n samples, ties broken at random."""
     tied = (samples == truth).sum(0)
     chance = torch.rand(tied.shape, generator=torch.Generator().manual_seed(seed))
     return (samples < truth).sum(0) + (chance * (tied + 1)).long()
 
 
-def look(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool], seed: int) -> tuple[Tensor, float]:
-    """Return how often each rank occurs, and the squared error of the samples' mean over what their variance says."""
+def evaluate(drawn: Tensor, truth: Tensor, denoised: Tensor, view: tuple[int, bool], seed: int) -> tuple[Tensor, float]:
+    """Return the frequency of each rank, and the ratio of the mean's squared error to the samples' variance."""
     size, only_bright = view
     drawn, truth, denoised = (torch.nn.functional.avg_pool2d(image, size) for image in (drawn, truth, denoised))
-    # chosen by what was observed: chosen by the truth, high ranks would be selected
+    # select by the observation: a selection by the truth would favour high ranks
     keep = denoised[0] > denoised.mean() if only_bright else torch.ones_like(truth[0], dtype=torch.bool)
     counted = torch.bincount(ranks(drawn, truth[0], seed)[keep], minlength=RANKED + 1)
-    # mean and truth both differ from the posterior's mean
+    # both the sample mean and the truth deviate from the posterior mean
     error, variance = (drawn.mean(0) - truth[0]).square(), drawn.var(0) * (1 + 1 / RANKED)
     return counted / counted.sum(), float(error[keep].double().sum() / variance[keep].double().sum())
 
 
-def row_of(name: str, looks: list[tuple[Tensor, float]]) -> list[str]:
-    """Return a table row: coverage, error over variance, histogram; with standard errors over the scenes."""
-    counted, ratio = np.array([frequencies.numpy() for frequencies, _ in looks]), [value for _, value in looks]
+def row_of(name: str, scored: list[tuple[Tensor, float]]) -> list[str]:
+    """Return a table row: coverage, error over variance, histogram, with standard errors over scenes."""
+    counted, ratio = np.array([frequencies.numpy() for frequencies, _ in scored]), [value for _, value in scored]
     cells = []
     for part in (HALF, NINETY):
         inside = 100 * counted[:, part].sum(1)
@@ -187,13 +186,13 @@ def row_of(name: str, looks: list[tuple[Tensor, float]]) -> list[str]:
 
 
 def trained_section(work: Path, steps: int) -> None:
-    """Train, draw, rank."""
-    model = trained(work, steps)
+    """Train, sample, and rank the truth."""
+    model = train_network(work, steps)
     scenes = []
     for seed in range(500, 500 + SCENES):
         truth = torch.from_numpy(simulate_truth(2, (SIZE_PX, SIZE_PX), seed).values)[None, None] * PHOTONS
         counts = torch.poisson(truth, torch.Generator().manual_seed(seed))
-        # the total is observed, not inferred: shares are compared
+        # the total is observed, not inferred, so shares are compared
         scenes.append((counts, truth * (counts.sum() / truth.sum())))
     top = model.trained_range_db[1]
     room = [top - 10 * math.log10(float(brightest_mean(counts, list(WINDOW_PX[2])))) for counts, _ in scenes]
@@ -205,24 +204,24 @@ def trained_section(work: Path, steps: int) -> None:
             drawn = [draw_samples(name, model, counts) for counts, _ in scenes]
             for title, view in VIEWS.items():
                 pairs = enumerate(zip(drawn, denoised, scenes, strict=True))
-                looks = [look(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
-                rows[title].append(row_of(name, looks))
+                scored = [evaluate(of, truth, mean, view, number) for number, (of, mean, (_, truth)) in pairs]
+                rows[title].append(row_of(name, scored))
                 print(title, rows[title][-1], flush=True)
-    head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks, per cent in tenths"]
+    head = ["samples", "truth within central 50 %", "90 %", "squared error / variance", "ranks by tenths, %"]
     tables = [f"{title}:\n\n{table(head, found)}" for title, found in rows.items()]
     write_section(
         "Ranks of the truth among a trained network's samples",
         __doc__,
         f"2D, depth 4, 16 filters, {steps} steps on simulated cells, {model.trained_range_db[0]:g} to {top:g} dB. "
-        f"{SCENES} held-out scenes of {SIZE_PX} px at {PHOTONS:g} photons/px, {RANKED} samples; the brightest windows "
-        f"leave {min(room):.1f} to {max(room):.1f} dB, of which 20 dB are climbed at most. With the posterior's own "
-        "samples the coverage is 50 % and 90 %, the ratio 1, and every tenth holds 10 %. Deviations are those of "
+        f"{SCENES} held-out scenes of {SIZE_PX} px at {PHOTONS:g} photons/px, {RANKED} samples; the headroom of the "
+        f"brightest windows is {min(room):.1f} to {max(room):.1f} dB, of which at most 20 dB are used. Exact posterior "
+        "samples have a coverage of 50 % and 90 %, a ratio of 1, and 10 % in each tenth. Deviations are due to "
         "network and sampler together; ± is the standard error over scenes.\n\n" + "\n\n".join(tables),
     )
 
 
 def main() -> None:
-    """Measure, write."""
+    """Measure, and write the sections."""
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
     parser.add_argument("--train-steps", type=int, default=4000)

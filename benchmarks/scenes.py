@@ -1,4 +1,4 @@
-"""What the benchmark of quality trains and tests on, and the recipes that it trains."""
+"""Training and test data of the quality benchmark, and the recipes that it trains."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ RECIPES: dict[str, Settings] = {
     "plain": {"network": {"anchor": False}},
     "original's recipe": {"network": {"anchor": False, "log1p": False}, "train": {"learning_rate": 1e-4}},
     "supervised": {"network": {"anchor": True}},
-    "untrained": {"network": {"anchor": True}},  # the anchored network before its first step, a filter
+    "untrained": {"network": {"anchor": True}},  # the anchored network before its first step: only the filter
 }
-CLEAN = 3000  # times as many photons: a truth that can be thinned, and so a target almost without noise
+CLEAN = 3000  # factor on the photons: a truth that can be thinned, as an almost noise-free target
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What to train on, what to test on, and how to train."""
+    """Training images, test scenes and training settings."""
 
-    truths: list[Image]  # expected photons per pixel of the images to train on, (z,) y, x, mean 1 over all
-    photons: float  # mean photons per pixel of these images
-    tests: list[Image]  # expected photons per pixel of the test scenes; of real counts those of another frame
-    levels: tuple[float, ...]  # mean photons per pixel at which they are tested
+    truths: list[Image]  # expected photons per pixel of the training images, (z,) y, x, overall mean 1
+    photons: float  # mean photons per pixel of the training images
+    tests: list[Image]  # expected photons per pixel of the test scenes; for real counts, another frame
+    levels: tuple[float, ...]  # mean photons per pixel of the test images
     settings: Settings  # sections of RunConfig
     recipes: tuple[str, ...] = tuple(RECIPES)
-    real: Image | None = field(default=None)  # real counts to train on and to denoise, where there is no truth
-    bits: bool = False  # whether a pixel counts one photon at most
-    camera: Camera | None = None  # what takes the images
+    real: Image | None = field(default=None)  # real counts for training and denoising, without a truth
+    bits: bool = False  # whether a pixel counts at most one photon
+    camera: Camera | None = None  # camera that records the images
 
     def counts(self, truth: Image, level: float, seed: int) -> Image:
-        """Draw counts of a scene, of cameras in electrons with their read noise, or return the real ones."""
+        """Draw counts of a scene (for cameras: electrons with read noise), or return the real counts."""
         if self.real is not None:
             return self.real
         if self.camera is not None:
@@ -56,29 +56,29 @@ class Scene:
         return np.minimum(drawn, 1) if self.bits else drawn
 
     def training(self, recipe: str, seed: int) -> list[Image]:
-        """Return the counts to train on."""
+        """Return the training counts."""
         if self.real is not None:
             return list(self.real)
         level = self.photons * (CLEAN if recipe == "supervised" else 1)
         return [self.counts(truth, level, number + 100 * seed) for number, truth in enumerate(self.truths)]
 
     def recorded(self, counts: Image) -> Image:
-        """Return what was recorded: counts, or a camera's values."""
+        """Return the recorded values: counts, or ADU of the camera."""
         return counts if self.camera is None else np.rint(counts * self.camera.gain + self.camera.offset)
 
     def test(self, number: int, level: float, seed: int) -> Image:
-        """Return the counts to denoise: of one-bit videos those of the training, else others."""
+        """Return the counts to denoise: for one-bit videos the training counts, otherwise new ones."""
         return self.counts(self.tests[number], level, 100 * seed if self.bits else 7 + seed)
 
     def settings_of(self, recipe: str, seed: int, scale: float) -> Settings:
         """Return the settings of a run."""
-        both = {name: {**values, **RECIPES[recipe].get(name, {})} for name, values in self.settings.items()}
-        both["train"] |= {"steps": max(2, round(both["train"]["steps"] * scale)), "seed": seed}
-        return both
+        sections = {name: {**values, **RECIPES[recipe].get(name, {})} for name, values in self.settings.items()}
+        sections["train"] |= {"steps": max(2, round(sections["train"]["steps"] * scale)), "seed": seed}
+        return sections
 
 
 def _settings(steps: int, network: dict[str, Any], train: dict[str, Any], **thinning: float) -> Settings:
-    """Return what all networks here have in common."""
+    """Return settings, including those shared by all networks."""
     common = {"steps": steps, "warmup_steps": 20, "validate_every": 250, "precision": "32-true"}
     return {"network": network, "thinning": thinning, "train": {**common, **train}}
 
@@ -95,9 +95,10 @@ def _normalised(truth: Image) -> Image:
 
 
 def zebrafish(data: Path) -> Scene:
-    """Sparse and bright: rows 0-640 to train on at 10 photons per pixel, rows 640-1024 to test on.
+    """Sparse and bright: training on rows 0-640 at 10 photons per pixel, testing on rows 640-1024.
 
-    docs/images/quality.png shows two parts at 1 photon per pixel: bright tissue beside dark ground, and a dark part.
+    docs/images/quality.png shows two regions at 1 photon per pixel: bright tissue beside dark background, and a dark
+    region.
     """
     truth = _normalised(tifffile.imread(data / "zebrafish_clean_yx.tif"))
     settings = _planes(1500, min_db=-15.0, max_db=20.4)
@@ -105,28 +106,28 @@ def zebrafish(data: Path) -> Scene:
 
 
 def cells(data: Path) -> Scene:
-    """Simulated cells: 8 images of 2 photons per pixel to train on, 4 others to test on; short runs."""
+    """Simulated cells: training on 8 images of 2 photons per pixel, testing on 4 others; short runs."""
     scenes = [simulate_truth(2, (192, 192), seed).values.astype(float) for seed in range(12)]
     return Scene(scenes[:8], 2, scenes[8:], (0.1, 0.5, 2, 20), _planes(300, min_db=-20.0, max_db=6.0))
 
 
 def camera(data: Path) -> Scene:
-    """The same cells through a camera of 1.6 electrons of read noise: 5 electrons per pixel to train on."""
+    """The same cells through a camera with 1.6 electrons of read noise: training at 5 electrons per pixel."""
     scene, taken_by, settings = cells(data), Camera(gain=2.2, offset=100.0, read_noise=1.6), _planes(500)
-    settings["train"]["purpose"] = "denoise"  # which decides the range of brightness
+    settings["train"]["purpose"] = "denoise"  # determines the brightness range
     recipes = ("anchored", "plain", "original's recipe")
     return Scene(scene.truths, 5, scene.tests, (0.5, 1.5, 5, 20), settings, recipes, camera=taken_by)
 
 
 def hazelnut(data: Path) -> Scene:
-    """Real photon counts: trained on one frame of a z-stack, plane by plane, and scored on the next frame."""
-    seen, unseen = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
+    """Real photon counts: training on one frame of a z-stack, plane by plane, scoring on the next frame."""
+    frame, next_frame = (tifffile.imread(data / f"hazelnut_photons_{t}_zyx.tif").astype(np.int32) for t in ("t0", "t1"))
     recipes = ("anchored", "plain", "original's recipe", "untrained")
-    return Scene([], 0, [unseen], (1,), _planes(750, min_db=-20.0), recipes, real=seen)
+    return Scene([], 0, [next_frame], (1,), _planes(750, min_db=-20.0), recipes, real=frame)
 
 
 def pollen(data: Path) -> Scene:
-    """A volume: rows 0-160 to train on at 2 photons per voxel, rows 160-256 to test on."""
+    """A volume: training on rows 0-160 at 2 photons per voxel, testing on rows 160-256."""
     truth = _normalised(tifffile.imread(data / "pollen_clean_zyx.tif"))
     train = {"patch_px": (12, 48, 48), "batch_size": 2, "validate_every": 100, "validation_windows": 8}
     settings = _settings(400, {"dim": 3, "depth": 3, "start_filts": 12}, train, min_db=-15.0, max_db=10.0)
@@ -134,12 +135,12 @@ def pollen(data: Path) -> Scene:
 
 
 def video(data: Path) -> Scene:
-    """A one-bit video of 0.06 photons per pixel and frame: a photograph that turns.
+    """A one-bit video of 0.06 photons per pixel and frame: a rotating photograph.
 
-    96 frames of scikit-image's camera, 160 x 160 pixels, a tenth of a degree per frame, which is 0.2 pixels in the
-    corners. Networks see time as z and train on the video itself: each bit goes to input or target, and pixels of the
-    input's bits stay out of the loss. That is the setting of bit2bit (NeurIPS 2024: 34.35 dB on a conventional video
-    below 0.06 photons), but that video could not be had, and the two numbers say nothing about each other.
+    96 frames of scikit-image's camera, 160 x 160 pixels, rotated by a tenth of a degree per frame, or 0.2 pixels in the
+    corners. Networks see time as z and train on the video itself: each bit goes to input or target, and pixels with
+    bits in the input are excluded from the loss. This is the setting of bit2bit (NeurIPS 2024: 34.35 dB on a
+    conventional video below 0.06 photons), but that video was not available, and the two values are not comparable.
     """
     import skimage.data
 
@@ -152,5 +153,5 @@ def video(data: Path) -> Scene:
 
 
 SCENES: dict[str, Callable[[Path], Scene]] = {
-    made.__name__: cache(made) for made in (zebrafish, cells, camera, hazelnut, pollen, video)
+    make.__name__: cache(make) for make in (zebrafish, cells, camera, hazelnut, pollen, video)
 }

@@ -1,4 +1,4 @@
-"""How good an image is, with the truth known."""
+"""Scores of an image when the truth is known."""
 
 import math
 from typing import Any
@@ -8,8 +8,8 @@ from scipy import ndimage
 
 Image = np.ndarray[Any, np.dtype[Any]]
 DECILES = 10
-FLOOR = 1e-3  # photons; a rate of zero where a photon arrives would score minus infinity
-LOW, HIGH = 0.125, 0.25  # cycles per pixel: below is low, above is high
+FLOOR = 1e-3  # photons; a photon at a rate of zero would score minus infinity
+LOW, HIGH = 0.125, 0.25  # cycles per pixel: low frequencies are below LOW, high ones above HIGH
 
 
 def psnr_db(image: Image, truth: Image) -> float:
@@ -18,14 +18,14 @@ def psnr_db(image: Image, truth: Image) -> float:
 
 
 def scaled_psnr_db(image: Image, truth: Image) -> float:
-    """Return the PSNR after the shift and factor that suit the image best."""
+    """Return the PSNR after the optimal shift and scale."""
     covariance = np.cov(image.ravel(), truth.ravel())
     slope = covariance[0, 1] / max(covariance[0, 0], 1e-12)
     return psnr_db(truth.mean() + slope * (image - image.mean()), truth)
 
 
 def nats(rate: Image, photons: Image) -> float:
-    """Return the mean over photons of x ln d - d, nats per photon (the Poisson log-likelihood but for ln x!)."""
+    """Return the mean over photons of x ln d - d, nats per photon (the Poisson log-likelihood without ln x!)."""
     rate = np.maximum(rate, FLOOR)
     return float((photons * np.log(rate) - rate).sum() / photons.sum())
 
@@ -41,7 +41,7 @@ def ssim(image: Image, truth: Image) -> float:
 
 
 def bias(image: Image, truth: Image) -> list[float]:
-    """Return the bias in tenths of the pixels, the darkest first, over their mean (or a hundredth of the image's)."""
+    """Return the relative bias per decile of pixels, darkest first; the divisor is at least 1 % of the image mean."""
     tenths, least = np.array_split(np.argsort(truth, axis=None, kind="stable"), DECILES), 0.01 * truth.mean()
     return [
         float((image.flat[part] - truth.flat[part]).mean() / max(truth.flat[part].mean(), least)) for part in tenths
@@ -49,10 +49,10 @@ def bias(image: Image, truth: Image) -> list[float]:
 
 
 def residual_ratio(image: Image, counts: Image) -> float:
-    """Return the power of counts - image at low frequencies over that at high ones, in the plane.
+    """Return the ratio of the power of counts - image at low frequencies to that at high ones, in the plane.
 
-    Poisson noise is as strong at all frequencies: 1. More: structure was smoothed away. Less: the noise's own low
-    frequencies are left in the image, as far as nothing but the counts tells them.
+    Poisson noise has equal power at all frequencies: 1. Above 1, structure was smoothed away. Below 1, the image keeps
+    low frequencies of the noise, which nothing but the counts could determine.
     """
     power = np.square(np.abs(np.fft.fft2(counts - image)))
     rows, columns = (np.fft.fftfreq(n) for n in counts.shape[-2:])
@@ -61,7 +61,7 @@ def residual_ratio(image: Image, counts: Image) -> float:
 
 
 def scores(image: Image, truth: Image, counts: Image, independent: Image) -> dict[str, Any]:
-    """Return all scores of an image that was made from ``counts``; ``independent`` are others of the same scene."""
+    """Return all scores of an image estimated from ``counts``; ``independent`` are other counts of the same scene."""
     return {
         "PSNR": psnr_db(image, truth),
         "scaled PSNR": scaled_psnr_db(image, truth),

@@ -1,11 +1,11 @@
-"""How fast denoising, training and sampling are, against the original's architecture in plain eager float32 torch.
+"""Speed of denoising, training and sampling, relative to the original's architecture in plain eager float32 torch.
 
     python benchmarks/speed.py [--device cuda]
 
-Every ratio comes from one process in which the reference and the others take turns; it is the median over rounds.
-Peaks, of which achieved rates are shares, are those of a large matrix product and of a copy in the same process.
-"Its time" are the four operators of torch that take the most of it; "at most" is the ratio if nothing but its
-convolutions, which belong to oneDNN or cuDNN, took any. Aims that are not reached are marked.
+Every ratio is the median over rounds in one process, in which the reference and the others alternate. The shares "of
+peak" refer to a large matrix product and a copy in the same process. "Its time" lists the four torch operators with
+the largest share of the time. "At most" is the ratio if only the convolutions, which belong to oneDNN or cuDNN, took
+time. Aims that are not reached are marked.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _named(sizes: tuple[int, ...]) -> str:
 
 
 def denoise(shape: tuple[int, ...], machine: Machine, seconds: float) -> list[dict[str, Any]]:
-    """Forward passes of the networks, and ``denoise`` as users call it."""
+    """Measure forward passes of the networks, and ``denoise`` as called by users."""
     device, dim = machine.device, len(shape)
     image, x = _image_and_tensor(dim, shape, 2.0, device)
     reference = _original(dim, device).eval()
@@ -95,9 +95,9 @@ def denoise(shape: tuple[int, ...], machine: Machine, seconds: float) -> list[di
             for kind in KIND:
                 run = TiledNetwork(model.network, shape, device=device)
                 run.bf16 = kind == "bf16"
-                told = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
+                note = f"log-rates differ by {difference:.1g}" if model is same and not run.bf16 else ""
                 aim = DENOISE_AIM[kind] if model is same else None
-                contest.add(f"{name}, {kind}", functools.partial(run, x), kind, told, aim)
+                contest.add(f"{name}, {kind}", functools.partial(run, x), kind, note, aim)
         for kind in KIND:
             run = functools.partial(gap.denoise, default, image, device=device, precision=kind)
             contest.add(f"gap.denoise, {kind}", run, kind)
@@ -105,7 +105,7 @@ def denoise(shape: tuple[int, ...], machine: Machine, seconds: float) -> list[di
 
 
 def tiled(machine: Machine, seconds: float) -> list[dict[str, Any]]:
-    """Tiles against the whole image."""
+    """Measure tiles against the whole image."""
     shape, tile = (1536, 1536), (1024, 1024)
     _, x = _image_and_tensor(2, shape, 2.0, machine.device)
     whole, cut = (TiledNetwork(_ours(2).network, size, device=machine.device) for size in (shape, tile))
@@ -119,7 +119,7 @@ def tiled(machine: Machine, seconds: float) -> list[dict[str, Any]]:
 
 
 def train(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
-    """Training steps, the drawing of their windows included."""
+    """Measure training steps, including the drawing of their windows."""
     size, window = WINDOW[dim]
     image, _ = _image_and_tensor(dim, tuple(2 * side for side in window), 10.0, "cpu")
     contest = Contest(f"train {size} x {_named(window)}", machine, size * math.prod(window))
@@ -134,7 +134,7 @@ def train(dim: int, machine: Machine, seconds: float) -> list[dict[str, Any]]:
 
 
 def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any]:
-    """Return a step as the original's: a distribution per sample, photon loss, Adam, clipped gradients."""
+    """Return a training step like the original's: a distribution per sample, photon loss, Adam, clipped gradients."""
     network, (size, window), rng = _original(dim, device).train(), WINDOW[dim], np.random.default_rng(0)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
@@ -142,8 +142,8 @@ def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any
         starts = [int(rng.integers(0, n - w + 1)) for n, w in zip(image.shape, window, strict=True)]
         counts = torch.from_numpy(image[tuple(slice(s, s + w) for s, w in zip(starts, window, strict=True))])
         fraction = min(float(10 ** rng.uniform(-1, 1) / max(counts.float().mean(), 1e-9)), 0.99)
-        kept = torch.distributions.Binomial(counts, probs=torch.tensor([fraction])).sample()
-        return kept[None], (counts - kept)[None]
+        photons = torch.distributions.Binomial(counts, probs=torch.tensor([fraction])).sample()
+        return photons[None], (counts - photons)[None]
 
     def step() -> None:
         x, target = (torch.stack(part).float().to(device) for part in zip(*(pair() for _ in range(size)), strict=True))
@@ -157,7 +157,7 @@ def _original_step(dim: int, image: np.ndarray, device: str) -> Callable[[], Any
 
 
 def _our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable[[], Any]:
-    """Return a step of ours, as Lightning makes it."""
+    """Return one of our training steps, as Lightning runs it."""
     module, (size, window) = GapModule(config, (-10.0, 10.0)).to(device), WINDOW[config.network.dim]
     drawer = WindowDrawer(as_stacks([image], config.network.dim), window, config.thinning)
     batches = PairBatches(drawer, size, 0, device=torch.device(device))
@@ -176,20 +176,20 @@ def _our_step(config: RunConfig, image: Any, device: str, kind: str) -> Callable
 
 
 def _variances_of(**schedule: Any) -> list[float]:
-    """Return the variance of samples over the posterior's: independent pixels at two brightnesses, and a chain."""
+    """Return sample variances relative to the posterior's: a chain, and independent pixels at two brightnesses."""
     pixels, chain = Dirichlet(torch.ones(1, 1, 12, 12)), Markov(torch.tensor([0.2, 0.5, 0.8]).double(), 0.9, 64)
     light = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(5)).log().neg()
     images: list[tuple[Dirichlet | Markov, Tensor]] = [(chain, draw_counts(chain.draw(3), 192.0, 4))]
     images += [(pixels, draw_counts(light / light.sum(), photons * 144, 5)) for photons in (1.0, 10.0)]
     found = []
-    for bed, counts in images:
-        rate = draw_samples(bed.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
-        found.append(float((rate / total_photons(counts)).double().var(0).sum() / bed.posterior(counts)[1].sum()))
+    for prior, counts in images:
+        rate = draw_samples(prior.predict, counts, range(2000), 100 * total_photons(counts), **schedule)[0]
+        found.append(float((rate / total_photons(counts)).double().var(0).sum() / prior.posterior(counts)[1].sum()))
     return found
 
 
 def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
-    """Samples of the same posterior variance: the paper's loop, written plainly, and ours."""
+    """Measure samples of equal posterior variance: a plain implementation of the paper's loop, and ours."""
     image, x = _image_and_tensor(2, (256, 256), 0.5, machine.device)
     reference = _original(2, machine.device).eval()
 
@@ -209,17 +209,17 @@ def sample(machine: Machine, seconds: float) -> list[dict[str, Any]]:
     settings = SamplingConfig(steps=steps)
     with torch.inference_mode():
         contest.add(f"{ORIGINAL}, beta = 0.1", plainly, note=f"variance {paper} of the posterior's")
-        given = {"seed": 0, "settings": settings, "device": machine.device}
+        options = {"seed": 0, "settings": settings, "device": machine.device}
         for name, model in (("the same network", _ours(2, reference)), ("default network", _ours(2))):
             for kind in KIND:
-                run = functools.partial(gap.sample, model, image, 1, precision=kind, **given)
+                run = functools.partial(gap.sample, model, image, 1, precision=kind, **options)
                 way = f"gap.sample in {steps} steps, {name}, {kind}"
                 contest.add(way, run, kind, f"variance {variance}", SAMPLE_AIM if kind == "float32" else None)
         return contest.rows(seconds)
 
 
 def bf16(machine: Machine, _: float) -> list[dict[str, Any]]:
-    """What bfloat16 changes in what a trained network returns, and in the variance of 16 samples."""
+    """Measure the effect of bfloat16 on the result of a trained network, and on the variance of 16 samples."""
     found = []
     for photons in (0.1, 1.0, 10.0, 100.0):
         image, x = _image_and_tensor(2, (512, 512), photons, machine.device)
@@ -252,9 +252,9 @@ def measure(part: str, device: str, threads: int, seconds: float) -> dict[str, A
     return {"part": part, "machine": name, "peak": machine.flops | {"copy": machine.bytes}, "rows": rows}
 
 
-def _table(found: list[dict[str, Any]]) -> str:
+def _table(results: list[dict[str, Any]]) -> str:
     rows = []
-    for row in (row for part in found for row in part["rows"]):
+    for row in (row for part in results for row in part["rows"]):
         cells = [f"{row[name] * factor:{form}}" if row.get(name) else "" for name, (factor, form) in SHOWN.items()]
         if row.get("aim") and row["ratio"] < row["aim"]:
             cells[list(SHOWN).index("aim")] += " (missed)"
@@ -263,26 +263,26 @@ def _table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, write."""
+    """Measure the parts, and write the section."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1, help="parts at the same time, on a machine with many cores")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of each part")
+    parser.add_argument("--jobs", type=int, default=1, help="parts to run in parallel, on a machine with many cores")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of the rounds of each part")
     parser.add_argument("--json", type=Path, default=Path("speed.json"))
-    given, found = parser.parse_args(), []
-    # a process for each, so that its peak of memory is its own
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        how = (given.device, given.threads, given.seconds)
-        for one in as_completed([pool.submit(measure, part, *how) for part in given.parts.split(",")]):
-            found.append(one.result())
-            given.json.write_text(json.dumps(found, indent=1))
-    found.sort(key=lambda one: list(PARTS).index(one["part"]))
-    peak = found[0]["peak"]
-    told = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
-    head = f"{found[0]['machine']}; peaks {told}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: times as fast as the first way."
-    write_section(f"Speed: {given.device}", __doc__, f"{head}\n\n{_table(found)}")
+    options, results = parser.parse_args(), []
+    # one process per part, for a separate memory peak
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        settings = (options.device, options.threads, options.seconds)
+        for part in as_completed([pool.submit(measure, name, *settings) for name in options.parts.split(",")]):
+            results.append(part.result())
+            options.json.write_text(json.dumps(results, indent=1))
+    results.sort(key=lambda result: list(PARTS).index(result["part"]))
+    peak, machine = results[0]["peak"], results[0]["machine"]
+    peaks = ", ".join(f"{peak[kind] / 1e12:.3g} TFLOP/s in {kind}" for kind in KIND)
+    head = f"{machine}; peaks {peaks}, {peak['copy'] / 1e9:.3g} GB/s. Ratio: speed relative to the first way."
+    write_section(f"Speed: {options.device}", __doc__, f"{head}\n\n{_table(results)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/telomeres.py ../shared/data WORK
 
-Every step is the command that a user would type. Denoised frames are judged by the next raw frame, whose noise is
-independent: its mean squared difference, less the noise's own variance, estimates the error without a known truth.
+Every step is a command that a user would type. Denoised frames are compared with the next raw frame, whose noise is
+independent: the mean squared difference minus the noise variance estimates the error without a known truth.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 FRAMES = (0, 60, 120, 180)
 
 
-def typed(*arguments: object) -> str:
-    """Run a command of the package; return what it prints."""
+def run_cli(*arguments: object) -> str:
+    """Run a command of the package, and return its output."""
     command = [sys.executable, "-m", "gap_bioimage", *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def relative_error(estimate: np.ndarray, electrons: np.ndarray) -> float:
-    """Return the squared error of estimates (t, y, x) over the light's variance, judged by the next frames.
+    """Return the squared error of estimates (t, y, x) over the scene's variance, from the next frames.
 
-    The noise's variance is half that of the difference of two frames; where objects move it is a little too large,
-    alike for all estimates.
+    The noise variance is half that of the difference of two frames. Where objects move it is slightly too large,
+    by the same amount for all estimates.
     """
     noise = np.square(electrons[1:] - electrons[:-1]).mean() / 2
     error = np.square(electrons[1:] - estimate[:-1]).mean() - noise
     return float(error / electrons.mean(0).var())
 
 
-def in_core(zip_path: Path, frame: np.ndarray) -> np.ndarray:
-    """Return what bioimageio.core makes of a raw frame (y, x)."""
+def predict_in_core(zip_path: Path, frame: np.ndarray) -> np.ndarray:
+    """Run bioimageio.core on a raw frame (y, x)."""
     photons = Tensor(frame[None, None], dims=("batch", "channel", "y", "x"))
     (output,) = predict(model=zip_path, inputs={"photons": photons}).members.values()
     return np.asarray(output.data.values[0, 0])
 
 
 def draw(path: Path, whole: tuple[np.ndarray, ...], half: tuple[np.ndarray, ...]) -> None:
-    """Draw one frame of the movie as stored, and of every second pixel of it: raw, denoised, mean of all frames."""
+    """Draw a frame of the movie as stored, and of every second pixel: raw, denoised, mean of all frames."""
     titles = ["raw frame (electrons)", "denoised", "zip in bioimageio.core", "mean of 200 frames"]
     figure = Figure((12.5, 5.6), layout="constrained")
     grid = figure.subplots(2, 4)
@@ -75,8 +75,8 @@ def draw(path: Path, whole: tuple[np.ndarray, ...], half: tuple[np.ndarray, ...]
     save_figure(figure, path)
 
 
-class Chain(NamedTuple):
-    """What a movie, its camera and a network made of it."""
+class Processed(NamedTuple):
+    """A movie, its electrons, its denoised frames, and the run and camera behind them."""
 
     raw: np.ndarray
     electrons: np.ndarray
@@ -85,36 +85,36 @@ class Chain(NamedTuple):
     camera: Camera
 
 
-def chain(movie: Path, work: Path, plot: Path) -> Chain:
+def process(movie: Path, work: Path, plot: Path) -> Processed:
     """Calibrate, train and denoise."""
     work.mkdir(parents=True, exist_ok=True)
     camera, run, out = work / "camera.yaml", work / "run", work / "denoised.tif"
-    typed("calibrate", movie, "--out", camera, "--plot", plot)
+    run_cli("calibrate", movie, "--out", camera, "--plot", plot)
     if not (run / "preview.png").exists():
         more = ["--resume"] if run.exists() else ["--config", HERE / "telomeres_2d.yaml"]
-        typed("train", movie, "--dim", 2, "--out", run, "--camera", camera, "--quiet", *more)
-    typed("denoise", run, movie, out, "--camera", camera, "--quiet")
+        run_cli("train", movie, "--dim", 2, "--out", run, "--camera", camera, "--quiet", *more)
+    run_cli("denoise", run, movie, out, "--camera", camera, "--quiet")
     raw, denoised = (np.asarray(gap.read_photons(path, check=False).values) for path in (movie, out))
-    found = read_camera(camera).camera
-    return Chain(raw, (raw.astype(float) - found.offset) / found.gain, denoised, run, found)
+    numbers = read_camera(camera).camera
+    return Processed(raw, (raw.astype(float) - numbers.offset) / numbers.gain, denoised, run, numbers)
 
 
-def table(name: str, made: Chain) -> str:
-    """Return the rows of the errors of one movie."""
-    blurred = {s: np.stack([ndimage.gaussian_filter(frame, s) for frame in made.electrons]) for s in SIGMAS_PX}
-    errors = {sigma: relative_error(image, made.electrons) for sigma, image in blurred.items()}
+def table(name: str, movie: Processed) -> str:
+    """Return the table row with the errors of one movie."""
+    blurred = {s: np.stack([ndimage.gaussian_filter(frame, s) for frame in movie.electrons]) for s in SIGMAS_PX}
+    errors = {sigma: relative_error(image, movie.electrons) for sigma, image in blurred.items()}
     sigma = min(errors, key=lambda s: errors[s])
-    raw, denoised = (relative_error(image, made.electrons) for image in (made.electrons, made.denoised))
+    raw, denoised = (relative_error(image, movie.electrons) for image in (movie.electrons, movie.denoised))
     return f"| {name} | {raw:.2f} | {errors[sigma]:.2f} ({sigma:g} px) | {denoised:.2f} |"
 
 
-def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
-    """Export and validate; return the zip's results in bioimageio.core, how they agree, and the checks' statuses."""
+def export_and_validate(movie: Processed, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
+    """Export and validate; return the results in bioimageio.core, their deviations, and the check statuses."""
     path = work / "telomeres.zip"
-    typed("export", made.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
-    checks = json.loads(typed("validate", path, "--json", "-"))
-    from_zip = np.stack([in_core(path, made.raw[frame]) for frame in FRAMES])
-    chosen = made.denoised[list(FRAMES)]
+    run_cli("export", movie.run, path, "--card", HERE / "telomeres_card.yaml", "--quiet")
+    checks = json.loads(run_cli("validate", path, "--json", "-"))
+    from_zip = np.stack([predict_in_core(path, movie.raw[frame]) for frame in FRAMES])
+    chosen = movie.denoised[list(FRAMES)]
     inner = (slice(None), slice(20, -20), slice(20, -20))
     agreement = [
         float(np.sqrt(np.square(from_zip - chosen)[cut].mean() / np.square(chosen)[cut].mean()))
@@ -124,37 +124,37 @@ def share(made: Chain, work: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def main(data: Path, work: Path) -> None:
-    """Run the chain on the movie and on every second pixel of it; write section and pictures."""
+    """Process the movie and every second pixel of it; write the section and the pictures."""
     work.mkdir(parents=True, exist_ok=True)
     movie, sparse = data / "telomeres_camera_tyx.tif", work / "every_second_pixel.tif"
-    found = json.loads(typed("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
-    whole = chain(movie, work / "whole", PICTURES / "calibration.png")
-    from_zip, agreement, statuses = share(whole, work)
+    inspection = json.loads(run_cli("inspect", movie, "--json", "-", "--plot", PICTURES / "inspection.png"))
+    whole = process(movie, work / "whole", PICTURES / "calibration.png")
+    from_zip, agreement, statuses = export_and_validate(whole, work)
     write_image(sparse, gap.read_photons(movie, check=False)[:, ::2, ::2])
-    half = chain(sparse, work / "half", work / "calibration.png")
+    half = process(sparse, work / "half", work / "calibration.png")
     rows = [(whole.electrons[60], whole.denoised[60], from_zip[1], whole.electrons.mean(0))]
     draw(PICTURES / "telomeres.png", rows[0], (half.electrons[60], half.denoised[60], half.electrons.mean(0)))
     camera = whole.camera
     gain, offset = (" to ".join(f"{end:.4g}" for end in camera.measured[f"{name}_95"]) for name in ("gain", "offset"))
     body = f"""
 Camera: gain {camera.gain:.3g} ADU per electron ({gain}), offset {camera.offset:.4g} ADU ({offset}), read noise
-{camera.read_noise:.3g} electrons (95 % intervals). `inspect` says "{found["verdict"]}", and that the noise of
-neighbouring pixels is correlated by {found["noise_correlation_y"]:.2f} along y and
-{found["noise_correlation_x"]:.2f} along x: the movie was shifted by a part of a pixel before it was stored. Such noise
-is copied, as by every method that learns from noise alone. Every second pixel along y and x has independent noise;
-there the method does what it should.
+{camera.read_noise:.3g} electrons (95 % intervals). The verdict of `inspect` is "{inspection["verdict"]}", with a noise
+correlation between neighbouring pixels of {inspection["noise_correlation_y"]:.2f} along y and
+{inspection["noise_correlation_x"]:.2f} along x: the movie was shifted by a fraction of a pixel before it was stored.
+GAP copies such noise, as does every method that learns from noise alone. Every second pixel along y and x has
+independent noise; there the method works.
 
-Squared error over the scene's variance, judged by the next frame (less is better):
+Squared error over the scene's variance, estimated from the next frame (lower is better):
 
-| movie | raw frame | best Gaussian filter (chosen on the result) | `gap-bioimage denoise` |
+| movie | raw frame | best Gaussian filter (selected on the result) | `gap-bioimage denoise` |
 |---|---|---|---|
 {table("as stored", whole)}
 {table("every second pixel along y and x", half)}
 
-The zip takes raw frames: `validate` says {statuses[0]} ({statuses.count("warning")} warning,
+The zip takes raw frames. Verdict of `validate`: {statuses[0]} ({statuses.count("warning")} warning,
 {statuses.count("failed")} failed). In bioimageio.core its result differs from `gap-bioimage denoise --camera` by
-{100 * agreement[0]:.2f} % (RMS over RMS) more than 20 px from the border, and {100 * agreement[1]:.2f} % in whole
-frames, at whose border programs mirror the image.
+{100 * agreement[0]:.2f} % (RMS over RMS) more than 20 px from the border, and by {100 * agreement[1]:.2f} % in whole
+frames, since programs mirror the image at the border.
 
 ![raw, denoised, from the zip, mean of all frames](../docs/images/telomeres.png)
 

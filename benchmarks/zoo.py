@@ -1,9 +1,9 @@
-"""Verdicts on the zoo's models, from their descriptions alone, against the zoo's own test reports.
+"""Verdicts on the zoo's models from their descriptions alone, compared with the zoo's own test reports.
 
     python benchmarks/zoo.py ../shared/zoo/zoo_models.json
 
 The file holds descriptions (``rdf``) and reports of bioimageio.core, deepImageJ, ilastik and BiaPy. One confusion
-matrix per program is printed and written, with each disagreement and its cause.
+matrix per program is printed and written, with all disagreements and their causes.
 """
 
 import json
@@ -21,31 +21,31 @@ from results import table, write_section
 from gap_bioimage.validation.report import validate
 
 PROGRAMS = {"biapy": "biapy", "ilastik": "ilastik", "deepimagej": "fiji", "bioimageio.core": "core"}
-"""The zoo's tools, and our consumers."""
+"""The zoo's tools, and the corresponding consumers."""
 
 MACHINE = {
     "deepimagej": (
-        # the test asks an online list for the model, which did not hold it
+        # the test looks up the model in an online list that did not contain it
         r"does not correspond to an existing model",
-        # the macro's own command (model_path=...) ended, and the log shows Fiji's launcher only, no error of a model;
-        # twins of models that pass are among them
+        # the macro's own command (model_path=...) ended, and the log shows only Fiji's launcher, no error of a model;
+        # this happened to copies of passing models too
         r"^error running the model \|(?!.*(Exception|Error):)",
-        # JDLL reads the test tensors of StarDist models with the description, which was there without its files
+        # JDLL reads the test tensors of StarDist models with the description, which was present without its files
         r"^unable to read the yaml file.*does not correspond to a Numpy file",
-        # engines that are newer than the machine's Java
+        # engines too new for the machine's Java
         r"UnsupportedClassVersionError",
     ),
-    "ilastik": (r"Client error '404",),  # a file of the model was gone from the server that day
-    # its environment could not be made, a file was gone or its download broke off
+    "ilastik": (r"Client error '404",),  # a file of the model was missing on the server that day
+    # its environment could not be created, a file was missing, or its download was interrupted
     "bioimageio.core": (r"'conda', 'env', 'create'", r"Client error '404", r"operation timed out", r"^peer closed"),
     "biapy": (),
 }
-"""What a report says of the test machine rather than of the model; all other failures are the model's own."""
+"""Report texts that point to the test machine; all other failures are the model's own."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A report beside our verdict."""
+    """A report and our verdict."""
 
     model: str
     weights: tuple[str, ...]
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def is_right(self) -> bool | None:
-        """Whether we said what came; None where we left it open."""
+        """Whether our verdict agrees with the report; None if it is unknown."""
         return None if self.said == "unknown" else (self.said == "works") == (self.status == "passed")
 
 
@@ -73,7 +73,7 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
             for tool, consumer in PROGRAMS.items():
                 report = model["reports"].get(tool)
                 if report is None or report["status"] not in ("passed", "failed"):
-                    continue  # not-applicable and the like say nothing about running it
+                    continue  # other statuses, such as not-applicable, are no result of a run
                 why, found = " ".join((report.get("why") or "").split()), verdicts[consumer]
                 own = report["status"] == "failed" and not any(re.search(text, why) for text in MACHINE[tool])
                 said = found.verdict, found.reason
@@ -82,10 +82,10 @@ def judge(models: list[dict[str, Any]]) -> dict[str, list[Case]]:
 
 
 def figures(cases: list[Case]) -> dict[str, float]:
-    """Counts, and shares of 0 to 1.
+    """Return counts, and shares from 0 to 1.
 
-    Of ``n`` reports our verdict decides ``decided``, and is ``right`` on a share of these; ``of_models`` leaves out the
-    failures of the test machine; then what is said of those that pass, and of those that fail for an own reason.
+    Our verdicts decide ``decided`` of ``n`` reports, and are correct for the share ``right`` of these; ``of_models``
+    excludes failures of the test machine. The others are shares of the models that pass, or that fail on their own.
     """
     decided = [case for case in cases if case.is_right is not None]
     of_models = [case for case in decided if case.own or case.status == "passed"]
@@ -114,46 +114,46 @@ def matrix(cases: list[Case]) -> str:
     for title, is_kind in kinds.items():
         said = Counter(case.said for case in cases if is_kind(case))
         rows.append([title, *(str(said[verdict]) for verdict in ("works", "fails", "unknown"))])
-    return table(["the zoo's report", "we say works", "fails", "unknown"], rows)
+    return table(["the zoo's report", "our verdict: works", "fails", "unknown"], rows)
 
 
 def disagreements(cases: list[Case]) -> str:
-    """Return a line for each, those of a kind together."""
+    """Return a list of disagreements, with equal ones grouped."""
     grouped: dict[str, list[str]] = {}
     for case in cases:
         if case.is_right is False:
-            whose = "" if case.status == "passed" else "its own, " if case.own else "the machine's, "
+            whose = "" if case.status == "passed" else "the model's own, " if case.own else "the machine's, "
             why = re.sub(r"artifacts/\S+|--name=\S*|--file=\S*|envs/\S*", "...", case.why)
-            text = f"we say {case.said}; report {case.status}: {whose}{short(why) or short(case.reason)}"
+            text = f"verdict {case.said}; report {case.status}: {whose}{short(why) or short(case.reason)}"
             grouped.setdefault(text, []).append(case.model)
     return "\n".join(f"- {', '.join(models)}: {text}" for text, models in sorted(grouped.items())) or "- none"
 
 
 def short(text: str, limit: int = 150) -> str:
-    """Return a text that fits a line; reports tell the cause last where they quote a log."""
+    """Shorten a text to one line, keeping its end: reports that quote a log give the cause last."""
     clean = text.replace("|", "/")
     return clean if len(clean) <= limit else f"{clean[: limit // 3]} ... {clean[-limit // 2 :]}"
 
 
 def main() -> None:
-    """Judge, compare, write the section."""
+    """Judge, compare, and write the section."""
     models = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     parts = [
-        f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`); reports "
-        "that are neither passed nor failed are left out. Own failures of a model are those whose report names no "
-        "cause in the test machine; how they are told apart stands in the script. A verdict that is unknown, since "
-        "only the files or a run can tell, counts neither as right nor as wrong; how many there are is said."
+        f"{len(models)} models of the zoo, judged by their descriptions alone (`validate --description-only`). Reports "
+        "that are neither passed nor failed are excluded. A failure counts as the model's own unless its report points "
+        "to the test machine (see the patterns in the script). Unknown verdicts, which need the files or a run, count "
+        "neither as right nor as wrong; their number is given."
     ]
     for tool, cases in judge(models).items():
-        found = figures(cases)
-        open_ones = found["n"] - found["decided"]
+        shares = figures(cases)
+        n_unknown = shares["n"] - shares["decided"]
         parts.append(
             f"### {tool}\n\n"
-            f"Right on {found['right']:.1%} of the {found['decided']:.0f} that it decides ({open_ones:.0f} "
-            f"left open); without the failures of the test machine on {found['right_of_models']:.1%} of "
-            f"{found['n_of_models']:.0f}. Of those that pass, {found['passes_said_to_work']:.0%} are said to work and "
-            f"{found['passes_said_to_fail']:.0%} to fail; of those that fail for a reason of their own "
-            f"{found['own_failures_said_to_work']:.0%} are said to work.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
+            f"Verdicts are right for {shares['right']:.1%} of the {shares['decided']:.0f} decided reports "
+            f"({n_unknown:.0f} unknown), and for {shares['right_of_models']:.1%} of {shares['n_of_models']:.0f} "
+            f"without the failures of the test machine. Passing models: {shares['passes_said_to_work']:.0%} predicted "
+            f"to work, {shares['passes_said_to_fail']:.0%} to fail. Models with failures of their own: "
+            f"{shares['own_failures_said_to_work']:.0%} predicted to work.\n\n{matrix(cases)}\n\n{disagreements(cases)}"
         )
     write_section("Verdicts against the zoo's reports", __doc__, "\n\n".join(parts))
 

@@ -2,7 +2,7 @@
 
     python examples/predict_with_bioimageio.py model.zip counts.tif denoised.tif
 
-A movie runs through frame by frame, a stack through a 2D model plane by plane.
+Movies are processed frame by frame, stacks with a 2D model plane by plane.
 """
 
 import sys
@@ -14,17 +14,17 @@ from bioimageio.spec import load_model_description
 
 
 def denoise(zip_path: str, counts: np.ndarray) -> np.ndarray:
-    """Return the expected photons per pixel of counts ([t,] [z,] y, x), same shape."""
+    """Return the expected photons per pixel for counts ([t,] [z,] y, x), same shape."""
     model = load_model_description(zip_path)
     axes = [str(axis.id) for axis in model.inputs[0].axes]  # batch, channel, (z,) y, x
     if counts.ndim < len(axes) - 2:
-        sys.exit(f"the model sees {' '.join(axes[2:])}, the counts have {counts.ndim} axes")
+        sys.exit(f"the model needs axes {' '.join(axes[2:])}, the counts have {counts.ndim} axes")
     pipeline = create_prediction_pipeline(model, weights_format="torchscript")
     rates = []
     for item in counts.reshape(-1, *counts.shape[-(len(axes) - 2) :]):
         tensor = Tensor.from_numpy(item[None, None].astype(np.float32), dims=axes)
         sample = Sample(members={model.inputs[0].id: tensor}, stat={}, id="counts")
-        # the graph sees to borders by itself; padded, as is bioimageio.core's default, they come out slightly different
+        # the graph handles borders itself; the padding that is bioimageio.core's default changes them slightly
         result = pipeline.predict_sample_without_blocking(sample, skip_input_padding=True, skip_output_cropping=True)
         rates.append(result.members[model.outputs[0].id].to_numpy()[0, 0])
     return np.stack(rates).reshape(counts.shape)

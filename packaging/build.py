@@ -19,12 +19,12 @@ from gap_bioimage.validation.reports.terminal import print_report
 
 
 def main() -> None:
-    """Train into OUT/run, or go on there, and write OUT/NAME.zip."""
+    """Train into OUT/run, or resume there, and write OUT/NAME.zip."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path, help="recipe folder")
     parser.add_argument("out", type=Path, help="folder for the run and the zip")
-    parser.add_argument("--images", type=Path, nargs="+", help="files in place of the recipe's own")
-    parser.add_argument("--pretrained", help="put the zip into the package, where it is known by this name")
+    parser.add_argument("--images", type=Path, nargs="+", help="images to use instead of those in the recipe")
+    parser.add_argument("--pretrained", help="copy the zip into the package under this name")
     arguments = parser.parse_args()
     source, out = arguments.recipe.resolve(), arguments.out
     recipe = Recipe.read(source / "recipe.yaml")
