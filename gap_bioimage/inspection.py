@@ -1,4 +1,4 @@
-"""What an image is, and what to do about it: one table of rules over what was measured."""
+"""Inspection of an image: its metadata, noise and verdict, and the command to run next."""
 
 import math
 import shlex
@@ -16,38 +16,40 @@ from gap_bioimage.evidence import Evidence
 from gap_bioimage.io.image import as_image, metadata_of
 from gap_bioimage.judging import Finding, judge_image, processed
 
-_JPEG_TAGS = (6, 7)
-_SURE = 4.0  # standard errors
-_SMALL = 0.03  # correlation of thinned halves that costs nothing
+_JPEG_TAGS = (6, 7)  # TIFF compression
+_SURE = 4.0  # standard errors above which an effect is significant
+_SMALL = 0.03  # correlation of thinned halves that is harmless
 _RAW = "look for the file as the detector's software saved it, and inspect that one"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Mapping[str, Any]):
-    """What an image is; it reads like the dictionary that ``to_dict`` returns, too. Unknown numbers are None.
+    """The result of ``inspect``, which can also be read like a dictionary. Unknown numbers are None.
 
     Attributes
     ----------
     fano, fano_bright
-        Variance / mean of the noise in the darker part and in the brightest, 1 for photon counts.
+        Variance/mean of the noise in the darker part and in the brightest, 1 for photon counts.
     lattice
-        The number that divides all values.
+        Largest number of which all values are multiples.
     hot_pixels
-        How many hold more than photons can where the neighbours are so dark.
+        Number of pixels brighter than photons can be next to dark neighbours.
     noise_correlation_y, noise_correlation_x
-        Of neighbouring pixels, 0 for raw images, with ``_error`` and ``_method`` ("repeats", "single image", "none").
+        Correlation between neighbouring pixels, 0 for raw images, with ``noise_correlation_error`` and
+        ``noise_correlation_method`` ("repeats", "single image" or "none").
     thinning_correlation
-        Of the noise of two halves of the photons, 0 where GAP's training is valid; ``thinning`` the same in words.
+        Correlation of the noise of two halves of the photons, 0 if GAP's training is valid; ``thinning`` is the same in
+        words.
     variance_curve
-        Points of mean, variance and its error.
+        Points (mean, variance, standard error of the variance).
     gain_guess
-        ``gain`` and ``offset`` of the line through them, for camera images.
+        ``gain`` and ``offset`` of the line through the points, for camera images.
     verdict
         "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``message`` gives the reason.
     source_kind
-        "counts", "one-bit frames", "camera", "processed", "mask" (labels and classes, too) or "no image".
+        "counts", "one-bit frames", "camera", "processed", "mask" (or labels, classes) or "no image".
     next
-        A command to type, or for images that are of no use, what to look for.
+        A command to run or, for unusable images, what to look for.
     """
 
     image: str
@@ -87,7 +89,7 @@ class Inspection(Mapping[str, Any]):
     next: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
+        """Return all fields, ready for JSON."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __getitem__(self, key: str) -> Any:
@@ -111,7 +113,7 @@ def inspect(
     dims: str | None = None,
     plot: Path | str | None = None,
 ) -> Inspection:
-    """Tell what an image is and what to do with it; bad values are reported, not raised.
+    """Classify an image and name the next step. Bad values are reported, not raised.
 
     Parameters
     ----------
@@ -120,9 +122,9 @@ def inspect(
     axes, channel, time, series, level
         As in :func:`gap_bioimage.read_photons`, for files.
     dims
-        The axes of a plain array, such as "tyx".
+        Axes of a plain array, such as "tyx".
     plot
-        A PNG to write: :func:`gap_bioimage.camera.plots.plot_inspection`.
+        PNG to write: :func:`gap_bioimage.camera.plots.plot_inspection`.
 
     Raises
     ------
@@ -145,7 +147,7 @@ def inspect(
         if path is not None and finding.verdict != "not usable":
             finding = _of_file(path, photons.dtype) or finding
         report = _report(typed, photons, evidence, finding, known)
-    except NotPhotonCountsError as error:  # a picture, by its own kind of error
+    except NotPhotonCountsError as error:  # the reader refused a picture
         report = Inspection(image=typed, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
     if plot is not None:
         from gap_bioimage.camera.plots import plot_inspection
@@ -156,7 +158,7 @@ def inspect(
 
 
 def _of_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
-    """Judge by what a file says of itself: compression by JPEG, which keeps 16 bits only, and Fiji's projections."""
+    """Judge by file name and compression: Fiji's projections, and JPEG, which is lossless for 16 bits only."""
     if path.name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
         return processed(f"{path.name} is named as Fiji names projections of stacks", "use the stack")
     if path.suffix.lower() not in (".tif", ".tiff") or dtype.itemsize > 1:
@@ -211,7 +213,7 @@ def _report(
 
 
 def _gain(evidence: Evidence) -> dict[str, float] | None:
-    """Return the camera that a line of variance against mean tells of, if there is such a line."""
+    """Return gain and offset of the line of variance against mean, if it is significant and not that of counts."""
     curve = evidence.curve
     if curve is None or not curve.slope[0] >= _SURE * curve.slope[1]:
         return None
@@ -221,10 +223,10 @@ def _gain(evidence: Evidence) -> dict[str, float] | None:
 
 
 def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float | None, str]:
-    """Correlate the noise of two random halves of the photons, on whose independence GAP rests.
+    """Return the noise correlation of two random halves of the photons, its error, and both in words.
 
-    The halves' noise has the covariance (variance - mean) / 4, and so the correlation (F - 1) / (F + 1) with F the
-    variance over mean; it need not be drawn.
+    GAP requires independent halves. Their noise has the covariance (variance - mean) / 4 and hence the correlation
+    (F - 1) / (F + 1), F being variance over mean, so the halves need not be drawn.
     """
     found, curve, counts = evidence.statistics, evidence.curve, finding.verdict == "photon counts"
     if evidence.dtype.kind not in "biuf" or found.nonfinite or found.fractional or found.minimum < 0:
@@ -243,14 +245,14 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
 
 
 def _next(finding: Finding, typed: str, given: dict[str, Any], photons: xr.DataArray) -> str:
-    """Return the command to type, or what to look for."""
+    """Return the command to run next, or what to look for."""
     dim = "3" if "z" in photons.dims else "2"
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     train = ["gap-bioimage", "train", typed, "--dim", dim, "--out", "RUN", *options]
     if finding.verdict == "camera image":
         return shlex.join(["gap-bioimage", "calibrate", typed, "--out", "camera.yaml", *options])
     if finding.verdict == "counts times k":
-        name = f"{Path(typed).name.split('.')[0]}_camera.yaml"  # not that of a camera that was measured
+        name = f"{Path(typed).name.split('.')[0]}_camera.yaml"  # does not overwrite a measured camera.yaml
         made = f"echo '{{gain: {finding.factor:.6g}, offset: 0}}' > {shlex.quote(name)}"
         return f"{made} && {shlex.join([*train, '--camera', name])}"
     if finding.kind == "one-bit frames" and photons.sizes.get("t", 1) > 1:

@@ -1,4 +1,4 @@
-"""What an image is: a table of rules over what was measured, the first of which that speaks decides."""
+"""Rules that classify an image from its measurements. The first rule that returns a finding decides."""
 
 import math
 from collections.abc import Callable
@@ -15,38 +15,38 @@ from gap_bioimage.evidence import Evidence, measure
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no image"]
 
-_SURE = 4.0  # standard errors
-# variance / mean in the dark, 1 for photons: of an offset, of processing, of a gain
+_SURE = 4.0  # standard errors above which an effect is significant
+# variance/mean in the dark (1 for photons): below _QUIET an offset, below _WEAK processing, above _LOUD a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_FLOOR = 0.3  # variance without light that structure does not explain
-_FALLING = 0.93  # and where dead time is named
-_OPPOSITE = -0.1  # correlation of neighbours that structure rarely causes
-_PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
-_ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
-_LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
-_EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS = (3.0, 10.0)  # chi-square of a camera's line, of one image and of frames, which may be dim
-_COLOURS = 0.5  # share of the noise that channels have in common
-_DEAD = 1e-3  # share of pixels that may be 0 in a camera's image with an offset
-_FEW = 20  # pixels that may share a divisor by chance
+_FLOOR = 0.3  # variance at mean zero above which structure is no explanation
+_FALLING = 0.93  # variance/mean of the brightest pixels below which the message names dead time
+_OPPOSITE = -0.1  # correlation of neighbours below which structure is rarely the cause
+_PROJECTED = 3.0  # square roots of the brightness up to which an offset may come from a maximum projection
+_ALIKE, _POISSON = 0.1, 0.5  # departures from 1 of variance/mean and third moment/variance that photons may show
+_LEANING = 2.0  # third moment/variance, in units of the gain, that no camera exceeds
+_EVEN = 1.2  # brightest over darkest part of an evenly lit field
+_FITS = (3.0, 10.0)  # chi-square up to which a camera's line fits: of one image, and of frames, which may be dim
+_COLOURS = 0.5  # noise correlation between channels above which they are colours of one picture
+_DEAD = 1e-3  # fraction of pixels that may be 0 in a camera image with an offset
+_FEW = 20  # pixels that may have a common divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
 _TO_PHOTONS = "measure the camera with `gap-bioimage calibrate` and give its yaml with --camera"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What an image is, in a sentence; whether it is refused as photon counts, and what these were multiplied by."""
+    """The verdict on an image, with its reason."""
 
     verdict: Verdict
     kind: Kind
-    message: str  # of a rule without the image's name, with which it begins
-    refused: bool = True
-    factor: float = 1.0
+    message: str  # a sentence; rules leave out the name of the image, with which it begins
+    refused: bool = True  # whether the image is refused as photon counts
+    factor: float = 1.0  # by which the counts were multiplied
     advice: str | None = None
 
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
-    """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
+    """Classify the image ``name``; ``saturation`` is the accepted fraction of pixels at the ceiling."""
     seen = _in_steps(evidence)
     rules = [rule for rule in _RULES if rule is not _saturated or evidence.saturated > saturation]
     finding = next(filter(None, (rule(seen) for rule in rules)), None) or _good(seen)
@@ -59,7 +59,7 @@ def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
 
 
 def _in_steps(evidence: Evidence) -> Evidence:
-    """Return the noise as it is in units of the smallest step: counts times k are counts then."""
+    """Return the measurements in units of the smallest step, in which counts times k are counts."""
     k, curve, found = evidence.unit or 1.0, evidence.curve, evidence.statistics
     if k == 1 or found.pixels - found.zeros < _FEW:
         return replace(evidence, unit=evidence.unit and 1.0)
@@ -71,7 +71,7 @@ def _in_steps(evidence: Evidence) -> Evidence:
 
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
-    """Measure and judge an image; of its channels each, too, where all of them together look like counts."""
+    """Measure and judge an image and, if it looks like counts as a whole, each of its channels."""
     photons = photons.transpose(..., "y", "x")
     evidence = measure(photons)
     finding = judge(evidence, name, saturation)
@@ -85,7 +85,7 @@ def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> t
 
 
 def processed(text: str, advice: str = _AS_SAVED, refused: bool = True) -> Finding:
-    """Return the finding for an image that is no longer as its detector wrote it."""
+    """Return the finding for an image that is not as the detector recorded it."""
     return Finding("processed", "processed", f"{text}, expected photon counts; {advice}", refused)
 
 
@@ -114,7 +114,7 @@ def _numbers(evidence: Evidence) -> str:
 
 
 def _unusable(evidence: Evidence) -> Finding | None:
-    """Look for what no detector returns."""
+    """Look for values and sizes that no detector returns."""
     found, (rows, columns) = evidence.statistics, evidence.size
     flat = found.minimum == found.maximum and (found.maximum == 0 or found.pixels >= _FEW)
     line = False
@@ -134,7 +134,7 @@ def _unusable(evidence: Evidence) -> Finding | None:
 
 
 def _negative(evidence: Evidence) -> Finding | None:
-    """Look for values below zero: of a camera with a low baseline, or where a background was subtracted."""
+    """Look for negative values: dead pixels, a camera with a low baseline, or a subtracted background."""
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
@@ -142,7 +142,7 @@ def _negative(evidence: Evidence) -> Finding | None:
         told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels"
         return _unfit("counts", told, "set them to 0, or to the mean of their neighbours, and inspect it again")
     text = f"has negative values (minimum {minimum:g})"
-    # light that was subtracted left its noise, so that no line fits
+    # subtracted light leaves its noise behind, and no line fits
     line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
@@ -151,7 +151,7 @@ def _negative(evidence: Evidence) -> Finding | None:
 
 def _fractions(evidence: Evidence) -> Finding | None:
     found = evidence.statistics
-    # of counts that somebody multiplied by a fraction, half at least are fractions
+    # counts multiplied by a fraction: at least a quarter of the values that are not zero are fractions
     if not found.fractional or (evidence.unit is not None and 4 * found.fractional > found.pixels - found.zeros):
         return None
     text = f"has fractional values ({found.fractional} of {found.pixels} pixels, mean {found.mean:.3g})"
@@ -159,7 +159,7 @@ def _fractions(evidence: Evidence) -> Finding | None:
 
 
 def _drawn(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, for one-bit frames, for colours, and for levels that a change of scale has skipped."""
+    """Look for masks and labels, one-bit frames, colours, 8-bit overflow, and levels skipped by a change of scale."""
     found = evidence.statistics
     if not evidence.planes:
         return None
@@ -180,7 +180,7 @@ def _drawn(evidence: Evidence) -> Finding | None:
 
 
 def _offset(evidence: Evidence) -> Finding | None:
-    """Look for a camera: variance that vanishes at an offset, or is far below the mean though nothing is dark."""
+    """Look for a camera: variance that vanishes at an offset, or far below the mean although nothing is dark."""
     curve = evidence.curve
     if curve is None:
         return None
@@ -189,35 +189,35 @@ def _offset(evidence: Evidence) -> Finding | None:
     quiet = averaged or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
-    # no camera has so small a gain and offset, but the maximum of many counts does
+    # no camera has such a small gain and offset, but maximum projections of counts do
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
     lean, error = traces.asymmetry(evidence.planes)
     if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
-        return None  # structure, brighter than it is, bends the line
+        return None  # photon counts, whose structure bends the line
     leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
     projected |= leans and not evidence.repeats and curve.chi_square < _FITS[0]
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
     if evidence.correlation.largest > SMOOTHED[evidence.repeats]:
-        return _smoothed(evidence)  # of which no calibration comes
+        return _smoothed(evidence)  # too strongly correlated for a calibration
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
 def _averaged(curve: Curve) -> bool:
-    """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
+    """Whether noise is far below that of photons at brightnesses where neither rounding nor dead time matters."""
     used = (curve.mean >= 1) & (curve.mean <= curve.mean[-1] / 2)
     found, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
     return bool(used.any()) and found < used.sum() * _QUIET * _margin(error / max(found, 1e-300))
 
 
 def _margin(error: float) -> float:
-    """Return how much below its true value a variance may be found by chance; few pixels miss it by factors."""
+    """Return the factor by which chance may lower a variance, given its relative error."""
     return math.exp(-_SURE * error)
 
 
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # as beside sharp edges
+    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # sharp edges
         return None
     return processed(f"has neighbouring pixels that vary against one another, as if sharpened {_numbers(evidence)}")
 
@@ -228,7 +228,7 @@ def _saturated(evidence: Evidence) -> Finding | None:
 
 
 def _weak(evidence: Evidence) -> Finding | None:
-    """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
+    """Look for noise slightly weaker than that of photons in the dark, where dead time plays no role."""
     curve = evidence.curve
     if curve is None or curve.dark >= _WEAK * _margin(curve.dark_error):
         return None
@@ -241,22 +241,22 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # everywhere
+    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # at every brightness
     if not loud or traces.typical_of_photons(evidence.planes):
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
-        lean, error = traces.asymmetry(evidence.planes)  # which takes a while, and few images come here
+        lean, error = traces.asymmetry(evidence.planes)  # slow, but few images come this far
         if lean <= 1 + _POISSON + 2 * error:
             return None
     k = evidence.unit or 1.0
-    if k < 1 or not math.log2(k).is_integer():  # by which no camera multiplies what it writes with fewer bits
+    if k < 1 or not math.log2(k).is_integer():  # cameras scale values of fewer bits by powers of two only
         return processed(f"has multiples of {k:.6g} alone {_numbers(evidence)}, with more noise than counts")
     return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
 
 
 def _subtracted(evidence: Evidence) -> Finding | None:
-    """Look for noise of light that is no longer there, where a background was subtracted and the rest cut at zero."""
+    """Look for the noise of a background that was subtracted before clipping at zero."""
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None

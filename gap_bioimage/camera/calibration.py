@@ -17,49 +17,49 @@ from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Kno
 from gap_bioimage.config import Camera
 from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 
-_STRUCTURE = 0.06  # of the gain: the bias of one image on simulated cells, see benchmarks/calibration.py
-_NO_LINE = 3.0  # chi-square of one image's line from which on it is that of structure
-_CONTRADICTED = 0.3  # rise above a line through a known offset that no camera has
+_STRUCTURE = 0.06  # relative bias of a gain from one image of simulated cells, see benchmarks/calibration.py
+_NO_LINE = 3.0  # chi-square per degree of freedom above which one image shows structure rather than noise
+_CONTRADICTED = 0.3  # relative rise above a line through the known offset above which that offset is wrong
 _OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
-_SATURATED = 0.01  # share of the times at which a block is saturated
-_SHOWN = 3000
-_LEFT_OUT = 0.1  # share of the field from which on it is told that it was left out
-_BENT, _MISFIT = 0.05, 2.0  # departure from the line that matters, and chi-square
-_ENOUGH_DARK = 16
+_SATURATED = 0.01  # fraction of saturated values in a block above which the block is left out
+_SHOWN = 3000  # blocks in the plot
+_LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
+_BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
+_ENOUGH_DARK = 16  # dark frames below which a warning is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """A camera's numbers with 95 % intervals, and how well they fit.
+    """Gain, offset and read noise of a camera with 95 % intervals, and the goodness of the fit.
 
     Attributes
     ----------
     detector
-        For ``camera=`` of training; with maps where dark frames gave them.
+        The camera to pass as ``camera=``, with per-pixel maps if there were several dark frames.
     gain, offset, read_noise
-        ADU per electron (noise-derived), ADU, electrons RMS with digitisation.
+        ADU per electron (from the noise), ADU, and electrons RMS including digitisation.
     method
         "stack" (frames of the same field) or "one image".
     offset_from
-        "given", "dark frames", "given read noise", or "noise": third moment and bounds.
+        "given", "dark frames", "given read noise", or "noise" (third moment and bounds).
     images, dark
-        Names of the files, without folders.
+        File names without folders.
     frames, dark_frames
-        How many of the same field.
+        Number of frames of the same field, and of dark frames.
     goodness
-        The photon-transfer curve: groups of blocks, and the chi-square of a line through them.
+        The photon-transfer curve of groups of blocks, with the chi-square of a straight line.
     line
-        The line through them.
+        The fitted line.
     cloud
-        (2, blocks): mean and variance of single blocks, some thousand of them.
+        (2, blocks): mean and variance of a few thousand single blocks.
     correlation
-        Of the noise of neighbouring pixels along y and x.
+        Correlation of the noise of neighbouring pixels along y and x.
     third
-        Slope of the third moment over gain^2: 1 for Poisson light, 1.5 behind electron multiplication.
+        Slope of the third moment over gain^2: 1 for Poisson light, 1.5 after electron multiplication.
     warnings
-        Sentences.
+        Full sentences.
     counts
-        Whether the images are photon counts already.
+        Whether the images are already photon counts.
     """
 
     detector: Detector
@@ -82,19 +82,19 @@ class Calibration:
 
     @property
     def unit(self) -> str:
-        """What the gain is per."""
+        """The unit of the signal: "electron", or "effective photon" for detectors that multiply electrons."""
         return "effective photon" if self.detector.camera.multiplying else "electron"
 
     @property
     def message(self) -> str:
-        """The result in words, without the warnings."""
+        """The result as a sentence, without the warnings."""
         told = f"gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise {self.read_noise}"
         if self.counts:
             return f"{self.images} holds photon counts already, no camera is needed: {told}"
         return f"{self.images}: {told} {self.unit}s (95 % intervals)"
 
     def save(self, path: Path | str) -> None:
-        """Write the camera as yaml, with its maps as TIFF beside it.
+        """Write the camera as YAML, and its maps as a TIFF next to it.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class Calibration:
         write_camera(path, self.detector)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything for JSON; intervals are [value, low, high], None where there is no bound."""
+        """Return all results for JSON; an estimate is [value, low, high], with None for an infinite bound."""
         same = ("images", "method", "offset_from", "frames", "dark", "dark_frames", "counts", "message")
         groups = zip(self.goodness.mean, self.goodness.variance, self.goodness.error, strict=True)
         return {name: getattr(self, name) for name in same} | {
@@ -131,29 +131,29 @@ def calibrate(
     seed: int = 0,
     dims: str | None = None,
 ) -> Calibration:
-    """Measure gain, offset and read noise of a camera on its own images.
+    """Measure gain, offset and read noise of a camera from its own images.
 
     Parameters
     ----------
     images
-        Frames of the same field (t), whose differences are noise whatever they show; or one image or stack along z,
-        whose finest ripples are. Dims out of ``t z y x``, or a file. The more brightness varies, the better. Frames
-        that repeat another one are left out.
+        A file or an array with dims out of ``t z y x``. Frames of the same field (t) are best: their differences are
+        noise, whatever the field shows. From one image or a z-stack the noise is taken from the finest spatial detail.
+        A wide range of brightness makes the result more precise. Frames that repeat another one are left out.
     dark
-        Frames without light, (t, y, x), as large as the images: they give the offset, read noise, and from two frames
-        on maps of both.
+        Frames without light, (t, y, x), of the same size as the images. They give the offset and, from two frames on,
+        the read noise and maps of both.
     offset
-        ADU without light, if known; otherwise estimated from the third moment of the noise.
+        ADU without light, if known; otherwise it is estimated from the third moment of the noise.
     read_noise
-        Electrons RMS, digitisation included, if known from the data sheet; it gives the offset.
+        Electrons RMS including digitisation, if known from the data sheet; the offset follows from it.
     saturation
-        ADU from which on pixels are saturated; found where pixels pile up when not given.
+        ADU at which pixels saturate; by default the maximum, if pixels pile up there.
     multiplying
-        Whether the detector multiplies electrons (EMCCD, photomultiplier); told by the third moment when not given.
+        Whether the detector multiplies electrons (EMCCD, photomultiplier); by default the third moment decides.
     seed
-        Of the bootstrap behind the intervals.
+        Seed of the bootstrap that gives the intervals.
     dims
-        The axes of plain arrays, such as "tyx", and of files that do not know them.
+        Axes of plain arrays, such as "tyx", and of files that do not name their axes.
 
     Returns
     -------
@@ -162,11 +162,11 @@ def calibrate(
     Raises
     ------
     NotPhotonCountsError
-        If noise does not grow with brightness, is missing or correlated, or most pixels are saturated.
+        If the noise does not grow with brightness, is missing or correlated, or if most pixels are saturated.
     AxesError
-        If images have several channels or too few pixels, or dark frames another size.
+        If the images have several channels or too few pixels, or the dark frames have a different size.
     ConfigError
-        If a given number is out of range, or given twice.
+        If a number is out of range, or if more than one of ``dark``, ``offset`` and ``read_noise`` is given.
     """
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
         raise ConfigError("of dark frames, offset and read noise several were given; give the dark frames alone")
@@ -176,21 +176,21 @@ def calibrate(
     frames = frames_of(images, saturation, dims)
     dark_frames = None if dark is None else dark_of(dark, frames, dims)
     it = _measured(frames, dark_frames)
-    tells = frames.count > 2 and it.fit.outliers <= _LEFT_OUT  # moving objects skew differences, too
+    tells = frames.count > 2 and it.fit.outliers <= _LEFT_OUT  # moving objects skew the differences as well
     known = Known(
         dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
-        # structure of one image has third moments of its own
+        # the structure of a single image has a third moment of its own
         multiplying if tells or multiplying is not None else False,
         imposed=abs(it.correlation.largest) < CORRELATED,
     )
     numbers = numbers_of(it.fit, known, seed)
     _check_numbers(frames.name, it.moments, numbers, known)
-    if frames.count == 1:  # its structure is taken for noise, too
+    if frames.count == 1:  # some of its structure passes for noise
         gain = numbers.gain
         below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
         numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above))
-    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure misleads it
+    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure biases the offset of one image
     curve = curve_of(it.fit.kept, numbers.gain.value, unlit)
     if curve is None:
         raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
@@ -204,24 +204,24 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Measured:
-    """All that a calibration rests on."""
+    """The input of a calibration and the noise measured on it."""
 
     frames: Frames
     dark: Dark | None
-    moments: Moments  # of what is not saturated
-    saturated: float  # share of the field
-    correlation: Correlation  # of neighbours
-    between_frames: float  # correlation
+    moments: Moments  # of blocks that are not saturated
+    saturated: float  # fraction of saturated blocks
+    correlation: Correlation  # between neighbouring pixels
+    between_frames: float  # correlation between successive frames
     fit: Fit
 
     @property
     def shared(self) -> float:
-        """The largest correlation of the noise, of neighbours or of frames."""
+        """The largest correlation of the noise, between neighbouring pixels or successive frames."""
         return max(abs(self.correlation.largest), self.between_frames)
 
 
 def _measured(frames: Frames, dark: Dark | None) -> _Measured:
-    """Measure the noise in blocks that are not saturated; refuse images whose noise is that of a program."""
+    """Measure the noise in unsaturated blocks; refuse saturated images and strongly correlated noise."""
     pattern = None if dark is None else dark.pattern
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
@@ -239,7 +239,7 @@ def _measured(frames: Frames, dark: Dark | None) -> _Measured:
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
-    """Refuse images whose noise tells no gain, and offsets, given or of dark frames, that contradict the images."""
+    """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
     gain, offset = numbers.gain, numbers.offset.value
     more = "use images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
     if not math.isfinite(gain.value + gain.high):
@@ -287,7 +287,7 @@ def _result(it: _Measured, numbers: Numbers, curve: Curve, known: Known) -> Cali
         correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
         third=numbers.third,
         warnings=tuple(_doubts(it, numbers, curve)),
-        # whole numbers with gain 1, no offset and no read noise
+        # whole numbers with gain 1, no offset and no read noise, within the errors
         counts=frames.may_be_counts
         and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
         and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
@@ -302,7 +302,7 @@ def _short(value: float) -> float | None:
 
 
 def _doubts(it: _Measured, numbers: Numbers, curve: Curve) -> Iterator[str]:
-    """Yield what may be wrong, of the images first, the gravest before others."""
+    """Yield warnings: about the images first, then in order of severity."""
     if it.frames.left_out:
         yield it.frames.left_out
     if it.shared >= CORRELATED:

@@ -1,4 +1,4 @@
-"""Images and dark frames for a calibration: what is accepted, and as which array."""
+"""Read, check and clean the images and dark frames of a calibration."""
 
 import hashlib
 import math
@@ -18,40 +18,40 @@ from gap_bioimage.errors import AxesError, NotPhotonCountsError
 
 Images = xr.DataArray | npt.NDArray[Any] | Path | str
 
-_LEAST_PX = 16
-_HOT = 20.0  # median deviations beyond which a dark pixel tells nothing of the others
-_LOST = 0.25  # share of the rows, more than usual, that hold one value each where a part of a frame is lost
-_TORN, _CHANGES = 0.1, 8  # share of the rows that frames have in common where one is torn, and changes along a row
-_LEAST_VARIANCE = 0.35  # ADU^2 below which rounding is no longer noise
+_LEAST_PX = 16  # side of the smallest image
+_HOT = 20.0  # median absolute deviations from the median beyond which a dark pixel is hot
+_LOST = 0.25  # fraction of constant rows, above the median of all frames, that shows a dropped frame
+_TORN, _CHANGES = 0.1, 8  # fraction of rows equal to the frame before that shows tearing; value changes in such a row
+_LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding error no longer acts as noise
 
 
 @dataclass(frozen=True)
 class Frames:
-    """A camera's images: (planes, frames, y, x), and what stood out."""
+    """Images of a camera, checked."""
 
-    values: Values
+    values: Values  # (planes, frames, y, x)
     name: str
-    ceiling: float  # ADU, maybe infinite
-    may_be_counts: bool  # whole numbers from 0 up
-    left_out: str  # frames that tell nothing, in words
+    ceiling: float  # ADU at which pixels saturate, or infinity
+    may_be_counts: bool  # whole numbers that are not negative
+    left_out: str  # a sentence about dropped, repeated and torn frames, or ""
 
     @property
     def count(self) -> int:
-        """Frames of the same field."""
+        """Number of frames of the same field."""
         return int(self.values.shape[1])
 
 
 @dataclass(frozen=True)
 class Dark:
-    """What dark frames tell."""
+    """Offset and noise of dark frames."""
 
     frames: Frames
     offset: tuple[float, float]  # ADU, with its standard error
-    pixel_offset: Floats
-    pixel_variance: Floats | None  # ADU^2, of several frames
+    pixel_offset: Floats  # (y, x), ADU
+    pixel_variance: Floats | None  # (y, x), ADU^2; None for a single frame
 
     def added_to(self, moments: Moments) -> Moments:
-        """Return blocks of images and of the dark frames, if these have noise and not rounding alone."""
+        """Return ``moments`` with the blocks of the dark frames, if these have more noise than rounding error."""
         if self.pixel_variance is None or float(self.pixel_variance.mean()) < _LEAST_VARIANCE:
             return moments
         both = moments, moments_of(self.frames.values, in_time=True, pattern=self.pattern)
@@ -59,7 +59,7 @@ class Dark:
 
     @cached_property
     def pattern(self) -> Floats | None:
-        """What pixels differ by without light, (y, x) ADU, as far as it is not chance; of hot ones nothing is known."""
+        """Fixed-pattern offset, (y, x) in ADU with mean 0, shrunk by the scatter due to chance; 0 at hot pixels."""
         if self.pixel_variance is None:
             return None
         pattern, usual = np.zeros_like(self.pixel_offset), _usual(self.pixel_offset)
@@ -68,7 +68,7 @@ class Dark:
         return pattern
 
     def maps(self, gain: float) -> PixelMaps | None:
-        """Offset and read noise of each pixel, drawn to their means by the share of scatter that chance explains."""
+        """Return offset and read noise of each pixel, shrunk towards their means by the scatter due to chance."""
         variance, count = self.pixel_variance, self.frames.count
         if variance is None:
             return None
@@ -78,7 +78,7 @@ class Dark:
 
 
 def _usual(offset: Floats) -> Flags:
-    """Whether pixels are as dark as most, rather than hot."""
+    """Return which pixels are not hot."""
     away = np.abs(offset - np.median(offset))
     return np.asarray(away <= _HOT * max(float(np.median(away)), 1.0))
 
@@ -92,7 +92,7 @@ def _drawn_in(values: Floats, by_chance: float) -> Floats:
 def frames_of(
     images: Images, saturation: float | None = None, dims: str | None = None, what: str = "the image"
 ) -> Frames:
-    """Take images for a calibration, or refuse them; of plain arrays ``dims`` are the axes."""
+    """Read and check images for a calibration; ``dims`` are the axes of plain arrays."""
     from gap_bioimage.io import read_photons
     from gap_bioimage.io.image import as_image
 
@@ -124,18 +124,18 @@ def frames_of(
 
 
 def distinct(stack: Values) -> tuple[Values, str]:
-    """Leave out frames that repeat others or lack parts, all or some rows: their noise is not the camera's."""
+    """Leave out frames that repeat others, are torn or were dropped; return the others and a sentence about it."""
     first: dict[bytes, int] = {}
     told, kept, rows = [], [], stack.shape[2]
     bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
-    most = min(float(np.median(bare)) + _LOST * rows, rows - 1)  # dim frames and those with margins have such rows, too
+    most = min(float(np.median(bare)) + _LOST * rows, rows - 1)  # dim frames and margins have constant rows, too
     for t in range(stack.shape[1]):
         torn = 0.0
-        if t and (again := (stack[:, t] == stack[:, t - 1]).all(-1)).mean() > _TORN:  # dim rows may be so by chance
+        if t and (again := (stack[:, t] == stack[:, t - 1]).all(-1)).mean() > _TORN:  # dim rows may agree by chance
             torn = float(np.mean(again & (np.count_nonzero(np.diff(stack[:, t]), axis=-1) >= _CHANGES)))
         if bare[t] > most:
             told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
-        # in the first row some cameras write the time
+        # the first row is not compared: some cameras write a time stamp there
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t, 1:].tobytes()).digest(), t)) != t:
             told.append(f"frames {before} and {t} are equal")
         elif torn > _TORN:
@@ -148,12 +148,12 @@ def distinct(stack: Values) -> tuple[Values, str]:
 
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
-    """Measure dark frames, which are to be as large as the images and darker."""
+    """Measure dark frames, which must have the size of the images and be darker."""
     found = frames_of(dark, dims=dims, what="the dark stack")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
     if size != expected:
         raise AxesError(f"{found.name} has {size} pixels, expected the {expected} of {frames.name}; record both alike")
-    film = found.values.reshape(-1, *size)  # without light planes are frames, too
+    film = found.values.reshape(-1, *size)  # without light, planes are frames of the same field
     found, count = replace(found, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])

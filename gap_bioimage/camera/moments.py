@@ -1,8 +1,8 @@
-"""Statistics of all pixels, and moments of the noise in blocks: the one raw material of `calibrate` and `inspect`.
+"""Statistics of all pixels and moments of the noise in blocks, on which ``calibrate`` and ``inspect`` rest.
 
-Frames of the same field give the noise by their differences, one image by the finest ripples, which optics do not
-resolve. Both are sums ``r = sum w x`` over pixels that hold the same signal, with ``sum w = 0``: ``E r^2 / sum w^2`` is
-then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
+The noise is taken from differences between frames of the same field, or from the highest spatial frequencies of a
+single image, which optics do not resolve. Both are sums ``r = sum w x`` with ``sum w = 0`` over pixels of equal signal:
+``E r^2 / sum w^2`` is then the variance of a pixel and ``E r^3 / sum w^3`` its third central moment.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Values = npt.NDArray[Any]
 
-TRIPLE, PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # in time; three frames are blind to linear drift
-RIPPLE = np.array([1.0, -4, 6, -4, 1])  # in space, along y and x; blind to cubic polynomials
-# along one axis, to see what neighbours along the other share: 90 % above 0.7 of the highest frequency
+TRIPLE, PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # differences in time; three frames cancel linear drift
+RIPPLE = np.array([1.0, -4, 6, -4, 1])  # high-pass in space, along y and x; cancels cubic polynomials
+# high-pass along one axis, for the correlation along the other: 90 % of it above 0.7 of the highest frequency
 _FINEST = np.array([1.0, -8, 28, -56, 70, -56, 28, -8, 1])
-LEAST_PX = 12  # smaller images tell no noise
-BLOCK_PX = 8
-_SHORT_BLOCK_PX, _LONG = 4, 34  # small objects stand out in films of so many frames
-_ENOUGH_BLOCKS = 64
-_SIDE_PX = 1024  # of the window that is looked at
-_PLANES = 64
-_PIXELS = 120_000_000  # looked at for a calibration, about ten seconds
-FEW_PIXELS = 1 << 22  # looked at to judge an image
-_CHUNK_PX = 1 << 24
-_LEVELS_BELOW = 5  # values just under the maximum, to see whether pixels pile up at it
-_CEILINGS = (255, 1023, 4095, 16383, 65535)
+LEAST_PX = 12  # side of the smallest image whose noise can be measured
+BLOCK_PX = 8  # side of a block
+_SHORT_BLOCK_PX, _LONG = 4, 34  # side of a block in movies of at least so many frames, to resolve small objects
+_ENOUGH_BLOCKS = 64  # blocks per plane: smaller images get smaller blocks
+_SIDE_PX = 1024  # side of the central window that is measured
+_PLANES = 64  # most planes of an array that cannot be reshaped without a copy
+_PIXELS = 120_000_000  # most pixels measured for a calibration, about ten seconds
+FEW_PIXELS = 1 << 22  # most pixels measured to judge an image
+_CHUNK_PX = 1 << 24  # pixels scanned at a time
+_LEVELS_BELOW = 5  # values just below the maximum that show whether pixels pile up at it
+_CEILINGS = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One pass over all pixels; sums and extremes are over finite values."""
+    """Statistics of all pixels; the sum and extremes are those of finite values."""
 
     pixels: int
     nonfinite: int = 0
@@ -49,29 +49,29 @@ class Statistics:
     minimum: float = math.nan
     maximum: float = math.nan
     total: float = 0.0
-    lattice: int = 1  # greatest common divisor of all values: 0 if all are zero, 1 if not all are whole
-    at_maximum: int = 0  # pixels there
-    below_maximum: float = 0.0  # their mean number on the five values below
+    lattice: int = 1  # greatest common divisor of all values; 0 if all are zero, 1 if some are fractional
+    at_maximum: int = 0  # pixels at the maximum
+    below_maximum: float = 0.0  # mean number of pixels at each of the five values below it
 
     @property
     def mean(self) -> float:
-        """Photons per pixel."""
+        """Mean of the finite values."""
         return self.total / max(self.pixels - self.nonfinite, 1)
 
     def piled_up(self, dtype: np.dtype[Any]) -> bool:
-        """Whether the maximum is a ceiling: more pixels there than the values just below lead one to expect."""
+        """Whether pixels pile up at the maximum, more than at the values just below: it is then a ceiling."""
         step = max(self.lattice, 1)
-        below = self.below_maximum * _LEVELS_BELOW / max(_LEVELS_BELOW // step, 1)  # on each that values may have
+        below = self.below_maximum * _LEVELS_BELOW / max(_LEVELS_BELOW // step, 1)  # per multiple of the divisor
         if self.maximum / step in _CEILINGS or (dtype.kind in "iu" and self.maximum == np.iinfo(dtype).max):
             return self.at_maximum >= 5 and self.at_maximum > 2 * below
         return step <= _LEVELS_BELOW and self.maximum >= 20 and self.at_maximum >= 10 and self.at_maximum > 5 * below
 
 
 def scan(values: Values) -> Statistics:
-    """Gather the statistics of an array of real numbers or booleans, of any shape and size, piece by piece."""
+    """Return the statistics of an array of real numbers or booleans of any shape and size, read in chunks."""
     nonfinite = fractional = zeros = lattice = 0
     minimum, maximum, total = math.inf, -math.inf, 0.0
-    near: Counter[float] = Counter()  # pixels at the highest values
+    near: Counter[float] = Counter()  # number of pixels at each of the highest values
     chunks: Any = np.nditer(values, ["buffered", "external_loop", "zerosize_ok"], buffersize=_CHUNK_PX)
     for chunk in chunks:
         chunk = chunk.view(np.uint8) if chunk.dtype == bool else chunk
@@ -87,8 +87,8 @@ def scan(values: Values) -> Statistics:
         maximum = max(maximum, float(highest))
         total += float(chunk.sum(dtype=np.float64))
         near.update({highest - k: int(np.count_nonzero(chunk == highest - k)) for k in range(_LEVELS_BELOW + 1)})
-        lattice = 1 if max(maximum, -minimum) >= 2**63 else lattice  # beyond the integers
-        for part in (chunk[:4096], chunk):  # nearly always 1, and known from a few pixels
+        lattice = 1 if max(maximum, -minimum) >= 2**63 else lattice  # too large for int64
+        for part in (chunk[:4096], chunk):  # a few pixels nearly always suffice to find a divisor of 1
             if lattice != 1 and not fractional:
                 lattice = math.gcd(lattice, int(np.gcd.reduce(np.abs(part.astype(np.int64)))))
     if math.isinf(minimum):
@@ -100,46 +100,46 @@ def scan(values: Values) -> Statistics:
 
 @dataclass(frozen=True)
 class Moments:
-    """Noise in square blocks of pixels, averaged over the frames; all are (blocks,)."""
+    """Noise in square blocks of pixels, averaged over the frames; arrays (blocks,) in powers of ADU."""
 
-    mean: Floats  # ADU
+    mean: Floats
     variance: Floats
-    third: Floats  # NaN from two frames, which do not tell it
-    zeros: Floats  # share of pixels that are zero
-    saturated: Floats  # share of frames in which a pixel is saturated
+    third: Floats  # third central moment; NaN for two frames, whose difference is symmetric
+    zeros: Floats  # fraction of zeros
+    saturated: Floats  # fraction of saturated values
     samples: Floats  # pixels times frames
-    alike: Floats  # sums overlap: their squares scatter as those of 1 / alike as many independent pixels
-    alike_cubes: Floats  # variance of cubes in units of variance^3
-    alike_pairs: Floats  # as alike, of products of neighbours
-    around: Floats  # mean of a wider surrounding, ADU
-    pairs: Floats  # (4, blocks): products of neighbours along y and x, and the squares that these are held against
+    alike: Floats  # variance inflation: n overlapping sums are worth n / alike independent pixels
+    alike_cubes: Floats  # variance of the cubes, in units of variance^3
+    alike_pairs: Floats  # variance inflation of products of neighbours
+    around: Floats  # mean of the wider neighbourhood
+    pairs: Floats  # (4, blocks): products of neighbours along y and x, then the squares that normalise them
 
     def at(self, blocks: Values | slice) -> Moments:
-        """Return some of the blocks."""
+        """Return the moments of a selection of blocks."""
         return Moments(*(getattr(self, field.name)[..., blocks] for field in fields(self)))
 
     def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
-        """Return the variance that ``variance`` has by chance; light adds its own kurtosis, ``gain^2 variance``."""
+        """Return the sampling variance of ``variance``; light adds its kurtosis, ``gain^2 variance``."""
         return (2 * self.alike * variance**2 + gain**2 * variance) / self.samples
 
     def variance_of_third(self, variance: Floats, gain: float) -> Floats:
-        """Return the variance that ``third`` has by chance."""
+        """Return the sampling variance of ``third``."""
         light = 18 * gain**2 * variance**2 + gain**4 * variance
         return (self.alike_cubes * variance**3 + light) / self.samples
 
 
 @dataclass(frozen=True)
 class Look:
-    """One plane: its brightness, what holds its noise (with the variance of one frame's), and the frames themselves."""
+    """A plane at one time: images (y, x), and the frames that they were made from."""
 
     plane: int
     mean: Floats
-    noise: Floats
-    frames: Floats
+    noise: Floats  # difference of frames, scaled to the variance of one; without differences the frame itself
+    frames: Floats  # (frames, y, x)
 
 
 def as_stack(values: Values, time: int | None = None) -> Values:
-    """Return an array (..., y, x) as (planes, frames, y, x); of a transposed memory map some of the planes."""
+    """Return an array (..., y, x) as (planes, frames, y, x); only some planes of a large transposed memory map."""
     moved = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
     lead, inner = moved.shape[:-3], moved.shape[-3:]
     count = math.prod(lead)
@@ -152,9 +152,10 @@ def as_stack(values: Values, time: int | None = None) -> Values:
 def looks_at(
     stack: Values, most: int, in_time: bool, hot: Flags | None = None, pattern: Floats | None = None
 ) -> Iterator[Look]:
-    """Yield planes, spread evenly, of the middle of a stack (planes, frames, y, x).
+    """Yield evenly spaced planes of a stack (planes, frames, y, x), cut to a central window: about ``most`` pixels.
 
-    Without ``hot`` pixels (y, x), and but for the frames without ``pattern`` (y, x), what dark pixels differ by.
+    A median of neighbours replaces ``hot`` pixels (y, x). The fixed-pattern offset ``pattern`` (y, x) is subtracted
+    from ``mean`` and ``noise``, not from ``frames``.
     """
     planes, frames = stack.shape[:2]
     window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
@@ -177,7 +178,10 @@ def looks_at(
 
 
 def steadier(field: Floats) -> Callable[[Floats], Floats]:
-    """Return what takes out of differences a constant, and what is like the mean image: bleaching, flicker, drift."""
+    """Return a function that removes from frame differences a constant and anything proportional to the mean image.
+
+    Bleaching, flicker and drift cause such differences.
+    """
     above = scipy.ndimage.uniform_filter(field, 5)
     above -= above.min()
     weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
@@ -204,8 +208,8 @@ def moments_of(
 ) -> Moments:
     """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least ``LEAST_PX``.
 
-    ``in_time`` takes differences of frames, at least two, instead of ripples; pixels of ``ceiling`` and more are
-    saturated, those of ``hot`` (y, x) are left out, ``pattern`` (y, x) is taken off; ``most`` pixels are looked at.
+    With ``in_time`` the noise is that of differences between frames, at least two, instead of fine spatial detail.
+    Values of at least ``ceiling`` are saturated. ``most``, ``hot`` and ``pattern`` are those of ``looks_at``.
     """
     frames = stack.shape[1]
     weights = (TRIPLE if frames > 2 else PAIR) if in_time else RIPPLE
@@ -220,7 +224,7 @@ def moments_of(
     looks = len(next(iter(found.values())))
     averages = [np.mean(blocks, axis=0) for blocks in found.values()]
     mean, variance, cubes, shift, zeros, saturated, around, *pairs = np.concatenate(averages, axis=1)
-    # 3 sigma^2 r has the mean zero and takes most of the noise from r^3
+    # 3 sigma^2 r has mean zero, and subtracting it removes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
     alike, hermite = (overlap(weights, looks if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3))
@@ -231,7 +235,7 @@ def moments_of(
 
 
 def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
-    """Return images of mean, square, cube and value of the noise, zeros, saturation, and of pairs of neighbours."""
+    """Return images whose block means are the moments: mean, noise^2, noise^3, noise, zeros, saturation, pairs."""
     mean, noise, frames = look.mean, look.noise, look.frames
     full = (frames >= ceiling).mean(0)
     around, pairs = scipy.ndimage.uniform_filter(mean, 2 * BLOCK_PX), []
@@ -242,7 +246,7 @@ def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list
     if not in_time:
         margin = len(RIPPLE) // 2
         inner = (slice(margin, -margin),) * 2
-        for axis in (0, 1):  # a photon enters both with the same weight
+        for axis in (0, 1):  # squared weights give the mean that belongs to the variance
             noise = scipy.ndimage.correlate1d(noise, RIPPLE / np.linalg.norm(RIPPLE), axis=axis)
             mean = scipy.ndimage.correlate1d(mean, RIPPLE**2 / np.sum(RIPPLE**2), axis=axis)
         full = scipy.ndimage.maximum_filter(full, len(RIPPLE))
@@ -252,14 +256,14 @@ def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list
 
 
 def block_means(image: Floats, side: int) -> Floats:
-    """Return the means of square blocks of ``side`` pixels, flat; what is left over at the far ends is not used."""
+    """Return the means of square blocks of ``side`` pixels, flat; incomplete blocks at the far edges are left out."""
     rows, columns = image.shape[0] // side, image.shape[1] // side
     means: Floats = image[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3)).ravel()
     return means
 
 
 def overlap(weights: Floats, count: float, power: int) -> float:
-    """Sum of powers of the correlations of weighted sums that share pixels, over ``count`` in a row."""
+    """Return the summed powers of the correlations between overlapping weighted sums, of ``count`` in a row."""
     full = np.correlate(weights, weights, "full") / np.sum(weights**2)
     share = np.maximum(0.0, 1 - np.abs(np.arange(len(full)) - len(weights) + 1) / count)
     return float(np.sum(share * full**power))

@@ -1,4 +1,4 @@
-"""Figures of calibrations and inspections; the caller saves them."""
+"""Figures of calibrations and inspections. The caller saves them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gap_bioimage.inspection import Inspection
 
 _BLUE, _RED, _GREY = "#1f5f99", "#c8442c", "0.72"
-_WIDE = 20.0  # ratio of signals from which on axes are logarithmic
+_WIDE = 20.0  # ratio of brightest to darkest signal above which axes are logarithmic
 _BARS = 400  # of a histogram
 
 
 def plot_calibration(found: Calibration) -> Figure:
-    """Draw variance against signal with the line, the read-noise floor and the residuals."""
+    """Draw variance against signal, with the fitted line, the read-noise floor and the residuals."""
     figure, curve, offset = new_figure(7, 6), found.goodness, found.offset.value
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
     signal, expected = curve.mean - offset, found.line.at(curve.mean)
@@ -60,7 +60,7 @@ def _make_logarithmic(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):  # powers of ten alone are too few, and all minor ticks too many
+    for axis in (axes.xaxis, axes.yaxis):  # powers of ten alone are too few labels, all minor ticks too many
         axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
 
 
@@ -71,7 +71,7 @@ def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "
 def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     """Draw the brightest plane, the histogram, variance against mean and the correlation of the noise.
 
-    Without an array of photons only the verdict is written.
+    Without an image of real numbers the figure shows the verdict alone.
     """
     figure = new_figure(11, 8.5)
     title = f"{Path(report.image).name}: {report.verdict} ({report.source_kind})"
@@ -96,7 +96,7 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
 
 def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
     low, high = float(values.min()), float(values.max())
-    whole = bool((values == np.rint(values)).all())  # whose levels have a bar each, or some of them together
+    whole = bool((values == np.rint(values)).all())  # a bar then holds one level, or several whole ones
     width = math.ceil((high - low + 1) / _BARS) if whole else max(high - low, 1e-12) / _BARS
     axes.hist(values, bins=np.arange(low - 0.5 * whole, high + 1.5 * width, width).tolist(), color="0.4")
     told = f"histogram: {report.zero_share or 0:.1%} zeros, {report.saturated_share or 0:.2%} saturated"
@@ -104,7 +104,7 @@ def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
 
 
 def _draw_curve(axes: Axes, report: Inspection) -> None:
-    """Draw the points, the line of photon counts and, for a camera, its own."""
+    """Draw the curve, the line of photon counts and, for a camera, the estimated line."""
     fano = ": too few pixels" if report.fano is None else f", variance/mean {report.fano:.3g} in the dark"
     axes.set(xlabel="mean", ylabel="variance of the noise", title=f"variance against mean{fano}")
     if not report.variance_curve:
@@ -115,7 +115,7 @@ def _draw_curve(axes: Axes, report: Inspection) -> None:
     if guess is not None:
         label = f"gain {guess['gain']:g}, offset {guess['offset']:g}"
         axes.plot(mean, guess["gain"] * (mean - guess["offset"]), "--", color="tab:orange", label=label)
-    if low <= 4 * variance.max():  # else a camera: the line of photon counts is far away
+    if low <= 4 * variance.max():  # otherwise, for a camera, the line of photon counts is far away
         axes.plot(*[[min(0.0, low), high]] * 2, color="0.4", label="photon counts")
     if 0 < _WIDE * low < high and variance.min() > 0 and guess is None:
         _make_logarithmic(axes)
