@@ -24,7 +24,7 @@ _PER_LEVEL = 10  # mean pixels per level above which levels without neighbours a
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels searched for a common step, and its largest multiple
 _FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons in each from which on equality is no chance
 _CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
-_FEW_CLASSES, _LONELY = 4, 20  # most values in a map of classes; isolated pixels expected by chance for a verdict
+_FEW_CLASSES, _ISOLATED = 4, 20  # most values in a map of classes; isolated pixels expected by chance for a verdict
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # fewest pairs, photons in a pair, fraction close by (photons: 0.64)
 _MOST_HOT = 0.01  # fraction of hot pixels; more are single photons of a detector that multiplies electrons
 _FEW_DEAD, _RARER = 0.01, 20  # most dead pixels, as a fraction; zeros per pixel of -1 above which -1 marks dead pixels
@@ -32,9 +32,9 @@ _NEAR_PHOTONS = 0.25  # departure of variance/mean from 1 up to which noise may 
 _FLAT = 0.1  # relative difference between blocks of an evenly lit field
 _FLIPS = 20  # pixels that wrapped between two that did not, and vice versa
 # residual of the central pixel after a parabola is fitted to 5 x 5 pixels
-_BESIDE = np.mgrid[-2:3, -2:3].reshape(2, 25)
-_FIT = np.stack([np.ones(25), *_BESIDE, *_BESIDE**2, _BESIDE.prod(0)])
-_LEFT = (np.eye(25) - np.linalg.pinv(_FIT) @ _FIT)[12].reshape(5, 5)
+_PLACES = np.mgrid[-2:3, -2:3].reshape(2, 25)
+_PARABOLA = np.stack([np.ones(25), *_PLACES, *_PLACES**2, _PLACES.prod(0)])
+_RESIDUAL = (np.eye(25) - np.linalg.pinv(_PARABOLA) @ _PARABOLA)[12].reshape(5, 5)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Evidence:
     @property
     def saturated(self) -> float:
         """Fraction of pixels at the maximum, if they pile up there."""
-        found = self.statistics
-        return found.at_maximum / max(found.pixels, 1) if found.piled_up(self.dtype) else 0.0
+        statistics = self.statistics
+        return statistics.at_maximum / max(statistics.pixels, 1) if statistics.piled_up(self.dtype) else 0.0
 
 
 def measure(photons: xr.DataArray) -> Evidence:
@@ -70,49 +70,53 @@ def measure(photons: xr.DataArray) -> Evidence:
     if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3 or not varies:
         return whole
     top = left = 0
-    some = as_stack(values)[:, 0]
-    some = some[:: max(1, len(some) // 8)]
-    if inside := (margins := _within_margins(some)) or _within_cleared(some, whole):
+    planes = as_stack(values)[:, 0]
+    planes = planes[:: max(1, len(planes) // 8)]
+    if inside := (margins := _within_margins(planes)) or _within_cleared(planes, whole):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
-        told = "a margin of one value" if margins else "what was cleared"
-        whole = replace(_scanned(values), left_out=(f"{told} is left out",))
+        part = "a margin of one value" if margins else "a cleared region"
+        whole = replace(_scanned(values), left_out=(f"{part} is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
-    found, unit, singles = whole.statistics, whole.unit, as_stack(values)
+    statistics, unit, singles = whole.statistics, whole.unit, as_stack(values)
     hot = np.zeros(whole.size, bool)
-    if unit == 1 and found.minimum >= 0:
+    if unit == 1 and statistics.minimum >= 0:
         hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
         hot &= bool(hot.mean() <= _MOST_HOT)
-    apart = np.asarray(values[..., hot], np.float64)
-    planes = [look.mean for look in m.looks_at(singles, FEW_PIXELS, False, hot)]
-    parts = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
-    unit = common_step(np.concatenate([plane.ravel() for plane in planes])) if found.fractional else unit
+    excluded = np.asarray(values[..., hot], np.float64)
+    samples = _samples(singles, hot)
+    channels = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
+    unit = common_step(np.concatenate(samples, axis=None)) if statistics.fractional else unit
     return replace(
         whole,
         statistics=replace(
-            found,
-            pixels=found.pixels - apart.size,
-            total=found.total - float(apart.sum()),
-            at_maximum=found.at_maximum - int(np.count_nonzero(apart == found.maximum)),
+            statistics,
+            pixels=statistics.pixels - excluded.size,
+            total=statistics.total - float(excluded.sum()),
+            at_maximum=statistics.at_maximum - int(np.count_nonzero(excluded == statistics.maximum)),
         ),
         unit=unit,
         **_noise(stack, singles, hot, unit or 1.0),
-        planes=planes,
-        colours=shared_noise([[look.mean for look in m.looks_at(as_stack(p), FEW_PIXELS, False)] for p in parts]),
+        planes=samples,
+        colours=channel_correlation([_samples(as_stack(channel)) for channel in channels]),
         hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
     )
+
+
+def _samples(stack: Values, hot: Flags | None = None) -> Planes:
+    return [snapshot.mean for snapshot in m.snapshots_of(stack, FEW_PIXELS, False, hot)]
 
 
 def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> tuple[Values, Values, Evidence]:
     """Return the image, its frames (z, t, y, x) without repeated and dropped ones, and the statistics of these."""
     stack = as_stack(values, dims.index("t") if "t" in dims else None)
-    # frames with few photons may be equal by chance
-    told = abs(whole.statistics.mean) * math.prod(whole.size) >= _FRAME_PHOTONS
-    frames, repeated = distinct(stack[:, :_FRAMES]) if told else (stack, "")
-    if not repeated:
+    if abs(whole.statistics.mean) * math.prod(whole.size) < _FRAME_PHOTONS:
+        return values, stack, whole
+    frames, message = distinct(stack[:, :_FRAMES])
+    if not message:
         return values, stack, whole
     if dims == ("t", "y", "x") and len(values) <= _FRAMES:
         values = frames[0]
-    return values, frames, replace(_scanned(values), left_out=(*whole.left_out, repeated))
+    return values, frames, replace(_scanned(values), left_out=(*whole.left_out, message))
 
 
 def _scanned(values: Values) -> Evidence:
@@ -120,8 +124,9 @@ def _scanned(values: Values) -> Evidence:
     size = (values.shape[-2], values.shape[-1])
     if values.dtype.kind not in "biuf":
         return Evidence(values.dtype, size, Statistics(values.size, values.size))
-    found = m.scan(values)
-    return Evidence(values.dtype, size, found, None if found.fractional else float(max(found.lattice, 1)))
+    statistics = m.scan(values)
+    unit = None if statistics.fractional else float(max(statistics.lattice, 1))
+    return Evidence(values.dtype, size, statistics, unit)
 
 
 def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:
@@ -139,31 +144,31 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
     return {"curve": curve, "correlation": correlation, "repeats": repeats and correlation.blocks > 0}
 
 
-def _within_margins(some: Values) -> tuple[slice, slice] | None:
+def _within_margins(planes: Values) -> tuple[slice, slice] | None:
     """Return rows and columns inside constant margins (from stitching) whose values occur nowhere else, or None."""
-    rows, columns = (np.flatnonzero(some.min((0, axis)) < some.max((0, axis))) for axis in (2, 1))
+    rows, columns = (np.flatnonzero(planes.min((0, axis)) < planes.max((0, axis))) for axis in (2, 1))
     if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
         return None
-    ends = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    inside: Values = np.zeros(some.shape[1:], bool)
-    inside[ends] = True
-    return None if inside.all() or np.isin(some[:, inside], np.unique(some[:, ~inside])).any() else ends
+    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    inside: Values = np.zeros(planes.shape[1:], bool)
+    inside[window] = True
+    return None if inside.all() or np.isin(planes[:, inside], np.unique(planes[:, ~inside])).any() else window
 
 
-def _within_cleared(some: Values, whole: Evidence) -> tuple[slice, slice] | None:
+def _within_cleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
     """Return the largest square outside of a region cleared to a value far below all others, or None without one."""
-    low = some == whole.statistics.minimum
+    low = planes == whole.statistics.minimum
     cleared = low.all(0)
-    if cleared.mean() < _CLEARED or np.count_nonzero(low) > len(some) * np.count_nonzero(cleared):
+    if cleared.mean() < _CLEARED or np.count_nonzero(low) > len(planes) * np.count_nonzero(cleared):
         return None
-    away = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
-    row, column = (int(place) for place in np.unravel_index(away.argmax(), away.shape))
-    reach = int(away.max()) - 1
-    if 2 * reach < m.LEAST_PX or some[~low].min() - whole.statistics.minimum <= _FAR * (whole.unit or 1.0):
+    distance = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
+    y, x = (int(index) for index in np.unravel_index(distance.argmax(), distance.shape))
+    half = int(distance.max()) - 1
+    if 2 * half < m.LEAST_PX or planes[~low].min() - whole.statistics.minimum <= _FAR * (whole.unit or 1.0):
         return None
-    inside = slice(row - reach, row + reach + 1), slice(column - reach, column + reach + 1)
-    part = some[(slice(None), *inside)]
-    return inside if part.min() < part.max() else None  # a constant square is part of a label
+    window = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
+    square = planes[(slice(None), *window)]
+    return window if square.min() < square.max() else None  # a constant square is part of a label
 
 
 def missing_levels(planes: Planes) -> int:
@@ -181,14 +186,15 @@ def missing_levels(planes: Planes) -> int:
     expected = _GAP * np.minimum(before, after)
     gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
     # gaps in a row count as one: a valley between two peaks is not several gaps
-    first, behind = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
-    beside = np.array([[histogram[first - 1], before[first]], [histogram[behind], after[behind - 1]]])
-    sudden = beside[:, 0] >= _BESIDE_GAP * beside[:, 1] - 3 * np.sqrt(beside[:, 1])
-    if (count := int((sudden.any(0) | (histogram[first] == 0)).sum())) >= _LEAST_GAPS:
+    start, stop = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
+    adjacent = np.array([histogram[start - 1], histogram[stop]])
+    peak = np.array([before[start], after[stop - 1]])
+    sudden = (adjacent >= _BESIDE_GAP * peak - 3 * np.sqrt(peak)).any(0)
+    if (count := int((sudden | (histogram[start] == 0)).sum())) >= _LEAST_GAPS:
         return count
-    taken = np.flatnonzero(histogram)  # dim counts keep a few levels with many pixels each, far from one another
-    far_apart = len(taken) > 2 and np.diff(taken).min() > 1 and histogram[taken[1:]].sum() >= _PER_LEVEL * len(taken)
-    return len(taken) - 1 if far_apart else 0
+    used = np.flatnonzero(histogram)  # dim counts keep a few levels with many pixels each, far from one another
+    isolated = len(used) > 2 and np.diff(used).min() > 1 and histogram[used[1:]].sum() >= _PER_LEVEL * len(used)
+    return len(used) - 1 if isolated else 0
 
 
 def common_step(values: Floats) -> float | None:
@@ -204,37 +210,37 @@ def common_step(values: Floats) -> float | None:
     if np.abs(whole).max() > _MOST_STEPS:
         return None
     step = float(levels @ whole / (whole @ whole))  # least squares over all levels is more precise
-    apart = np.abs(values - step * np.rint(values / step)).max()
-    return step if apart <= precision + 0.001 * step else None
+    residual = np.abs(values - step * np.rint(values / step)).max()
+    return step if residual <= precision + 0.001 * step else None
 
 
-def areas(planes: Planes) -> bool:
+def is_mask(planes: Planes) -> bool:
     """Whether pixels equal their neighbours both in objects and in the background, as in masks and labels.
 
     The most frequent value is taken for the background. In noisy images few pixels of at least one of the two do so.
     """
-    numbers, times = np.unique(np.concatenate([plane.ravel() for plane in planes]), return_counts=True)
+    levels, times = np.unique(np.concatenate(planes, axis=None), return_counts=True)
     pairs = np.zeros((2, 2))  # rows: objects, background; columns: equal pairs, all pairs
     for plane in planes:
-        objects = plane != numbers[np.argmax(times)]
-        for alike, inside in ((plane[:, 1:] == plane[:, :-1], objects[:, 1:]), (plane[1:] == plane[:-1], objects[1:])):
-            pairs += [[(alike & inside).sum(), inside.sum()], [(alike & ~inside).sum(), (~inside).sum()]]
+        objects = plane != levels[np.argmax(times)]
+        for equal, inside in ((plane[:, 1:] == plane[:, :-1], objects[:, 1:]), (plane[1:] == plane[:-1], objects[1:])):
+            pairs += [[(equal & inside).sum(), inside.sum()], [(equal & ~inside).sum(), (~inside).sum()]]
     return bool((pairs[:, 0] >= _AREA * np.maximum(pairs[:, 1], 1)).all())
 
 
-def outlines(planes: Planes) -> bool:
+def is_class_map(planes: Planes) -> bool:
     """Whether an image of few values (classes, outlines) is clustered, unlike photons, which are independent."""
-    alone = expected = 0.0
+    isolated = expected = 0.0
     for plane in planes:
-        if len(numbers := np.unique(plane)) > _FEW_CLASSES:
+        if len(levels := np.unique(plane)) > _FEW_CLASSES:
             return False
-        for number in numbers:
-            shown = (plane == number).astype(float)
-            beside = scipy.ndimage.uniform_filter(shown, 3) * 9 - shown
-            share = (scipy.ndimage.uniform_filter(shown, 9) * 81 - shown) / 80
-            alone += float(((beside < 0.5) & (shown > 0)).sum())
-            expected += float(((1 - share) ** 8)[shown > 0].sum())
-    return expected > _LONELY and alone < 0.2 * expected
+        for level in levels:
+            members = (plane == level).astype(float)
+            neighbours = scipy.ndimage.uniform_filter(members, 3) * 9 - members
+            density = (scipy.ndimage.uniform_filter(members, 9) * 81 - members) / 80
+            isolated += float(((neighbours < 0.5) & (members > 0)).sum())
+            expected += float(((1 - density) ** 8)[members > 0].sum())
+    return expected > _ISOLATED and isolated < 0.2 * expected
 
 
 def typical_of_photons(planes: Planes) -> bool:
@@ -247,15 +253,14 @@ def typical_of_photons(planes: Planes) -> bool:
     near = far = 0
     for plane in planes:
         for one, other in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
-            together, apart = one + other, (one - other) ** 2
-            bright = together >= _PAIR_PHOTONS
-            bright &= apart > 0  # values of few levels are often equal
-            near += int(np.count_nonzero(bright & (apart < together)))
-            far += int(np.count_nonzero(bright & (apart < 9 * together)))
+            total, square = one + other, (one - other) ** 2
+            bright = (total >= _PAIR_PHOTONS) & (square > 0)  # values of few levels are often equal
+            near += int(np.count_nonzero(bright & (square < total)))
+            far += int(np.count_nonzero(bright & (square < 9 * total)))
     return far >= _PAIRS and near > _NEAR * far
 
 
-def asymmetry(planes: Planes) -> tuple[float, float]:
+def third_over_variance(planes: Planes) -> tuple[float, float]:
     """Return the third moment of the noise over its variance, with its standard error, in the darkest blocks.
 
     It is 1 for photons and at most the gain for cameras, whose read noise is symmetric. In maximum projections it is
@@ -263,16 +268,16 @@ def asymmetry(planes: Planes) -> tuple[float, float]:
     """
     blocks: list[list[Floats]] = []
     for plane in planes[:: max(1, len(planes) * planes[0].size >> 20)]:
-        noise = scipy.ndimage.correlate(plane, _LEFT)
-        parts = (scipy.ndimage.uniform_filter(plane, 16), noise**2 / np.sum(_LEFT**2), noise**3 / np.sum(_LEFT**3))
-        blocks.append([m.block_means(part, m.BLOCK_PX) for part in parts])
+        noise, mean = scipy.ndimage.correlate(plane, _RESIDUAL), scipy.ndimage.uniform_filter(plane, 16)
+        images = (mean, noise**2 / np.sum(_RESIDUAL**2), noise**3 / np.sum(_RESIDUAL**3))
+        blocks.append([m.block_means(image, m.BLOCK_PX) for image in images])
     mean, variance, third = np.concatenate(blocks, axis=1)
     if not len(mean):
         return 0.0, math.inf
     dark = mean <= max(np.quantile(mean, 1 / 3), mean.min() + _FLAT * abs(mean.min()))
     dark &= variance <= 2 * np.median(variance[dark])
-    usual = max(float(variance[dark].mean()), 1e-300)
-    return float(third[dark].mean()) / usual, float(third[dark].std() / dark.sum() ** 0.5) / usual
+    level = max(float(variance[dark].mean()), 1e-300)
+    return float(third[dark].mean()) / level, float(third[dark].std() / dark.sum() ** 0.5) / level
 
 
 def dead_pixels(evidence: Evidence) -> int:
@@ -294,8 +299,8 @@ def wrapped(planes: Planes) -> bool:
         before, after = middle - image[:-2], middle - image[2:]
         inner = (middle > 0) & (middle < 255)  # 0 and 255 may be dead and hot pixels
         for number, (low, high) in enumerate(((-256, -192), (192, 256), (96, 160))):
-            found = inner & (np.minimum(before, after) > low) & (np.maximum(before, after) < high)
-            flips[number] += np.count_nonzero(found)
+            flipped = inner & (np.minimum(before, after) > low) & (np.maximum(before, after) < high)
+            flips[number] += np.count_nonzero(flipped)
     return bool(flips[:2].min() >= _FLIPS and 2 * flips[:2].sum() > flips[2])
 
 
@@ -308,7 +313,7 @@ def one_bit(planes: Planes) -> bool:
     return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
 
 
-def shared_noise(channels: list[Planes]) -> float:
+def channel_correlation(channels: list[Planes]) -> float:
     """Return the smallest noise correlation between successive channels, two to four; it is large for colours."""
     if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < len(m.RIPPLE):
         return 0.0

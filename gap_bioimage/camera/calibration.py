@@ -20,7 +20,7 @@ from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 _STRUCTURE = 0.06  # relative bias of a gain from one image of simulated cells, see benchmarks/calibration.py
 _NO_LINE = 3.0  # chi-square per degree of freedom above which one image shows structure rather than noise
 _CONTRADICTED = 0.3  # relative rise above a line through the known offset above which that offset is wrong
-_OF_THE_SAME = "give dark frames or an offset of the same camera and settings, or leave them out to have it estimated"
+_SAME_CAMERA = "give dark frames or an offset of the same camera and settings, or neither to have the offset estimated"
 _SATURATED = 0.01  # fraction of saturated values in a block above which the block is left out
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
@@ -88,10 +88,9 @@ class Calibration:
     @property
     def message(self) -> str:
         """The result as a sentence, without the warnings."""
-        told = f"gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise {self.read_noise}"
-        if self.counts:
-            return f"{self.images} holds photon counts already, no camera is needed: {told}"
-        return f"{self.images}: {told} {self.unit}s (95 % intervals)"
+        numbers = f"gain {self.gain} ADU per {self.unit}, offset {self.offset} ADU, read noise {self.read_noise}"
+        start = f"{self.images} already holds photon counts, no camera is needed" if self.counts else self.images
+        return f"{start}: {numbers} {self.unit}s (95 % intervals)"
 
     def save(self, path: Path | str) -> None:
         """Write the camera as YAML, and its maps as a TIFF next to it.
@@ -105,9 +104,9 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results for JSON; an estimate is [value, low, high], with None for an infinite bound."""
-        same = ("images", "method", "offset_from", "frames", "dark", "dark_frames", "counts", "message")
+        plain = ("images", "method", "offset_from", "frames", "dark", "dark_frames", "counts", "message")
         groups = zip(self.goodness.mean, self.goodness.variance, self.goodness.error, strict=True)
-        return {name: getattr(self, name) for name in same} | {
+        return {name: getattr(self, name) for name in plain} | {
             "camera": self.detector.camera.model_dump(mode="json", exclude={"measured"}),
             **{name: getattr(self, name).to_list() for name in ("gain", "offset", "read_noise")},
             "chi_square": _short(self.goodness.chi_square),
@@ -169,41 +168,41 @@ def calibrate(
         If a number is out of range, or if more than one of ``dark``, ``offset`` and ``read_noise`` is given.
     """
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
-        raise ConfigError("of dark frames, offset and read noise several were given; give the dark frames alone")
+        raise ConfigError("several of dark frames, offset and read noise were given; give the dark frames alone")
     for name, value in {"offset": offset, "read noise": read_noise, "saturation": saturation}.items():
         if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
-            raise ConfigError(f"the {name} is {value}, expected a finite number, and from 0 up but for the offset")
+            raise ConfigError(f"the {name} is {value}, expected a finite number, at least 0 except for the offset")
     frames = frames_of(images, saturation, dims)
     dark_frames = None if dark is None else dark_of(dark, frames, dims)
-    it = _measured(frames, dark_frames)
-    tells = frames.count > 2 and it.fit.outliers <= _LEFT_OUT  # moving objects skew the differences as well
+    data = _measure(frames, dark_frames)
+    if multiplying is None and (frames.count < 3 or data.fit.outlier_fraction > _LEFT_OUT):
+        multiplying = False  # fine structure of an image and moving objects have third moments of their own
     known = Known(
         dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
         read_noise,
-        # the structure of a single image has a third moment of its own
-        multiplying if tells or multiplying is not None else False,
-        imposed=abs(it.correlation.largest) < CORRELATED,
+        multiplying,
+        raw=abs(data.correlation.largest) < CORRELATED,
     )
-    numbers = numbers_of(it.fit, known, seed)
-    _check_numbers(frames.name, it.moments, numbers, known)
+    numbers = numbers_of(data.fit, known, seed)
+    _check_numbers(frames.name, data.moments, numbers, known)
     if frames.count == 1:  # some of its structure passes for noise
         gain = numbers.gain
         below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
         numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above))
     unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure biases the offset of one image
-    curve = curve_of(it.fit.kept, numbers.gain.value, unlit)
+    curve = curve_of(data.fit.inliers, numbers.gain.value, unlit)
     if curve is None:
-        raise NotPhotonCountsError(f"{frames.name} holds hardly any photons, expected bright parts; expose it longer")
+        raise NotPhotonCountsError(f"{frames.name} has hardly any photons, expected bright parts; expose it longer")
     if frames.count == 1 and curve.chi_square > _NO_LINE:
         raise NotPhotonCountsError(f"{frames.name} has sharp structure like noise; use frames of the same field")
     if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
-        told = f"rises {curve.bend:.0%} above a line that begins at the offset of {numbers.offset.value:.4g} ADU"
-        raise NotPhotonCountsError(f"the noise of {frames.name} {told}; {_OF_THE_SAME}")
-    return _result(it, numbers, curve, known)
+        rise = f"rises {curve.bend:.0%} above a line from the offset of {numbers.offset.value:.4g} ADU"
+        raise NotPhotonCountsError(f"the noise of {frames.name} {rise}; {_SAME_CAMERA}")
+    return _result(data, numbers, curve, known)
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Measurements:
     """The input of a calibration and the noise measured on it."""
 
     frames: Frames
@@ -220,52 +219,53 @@ class _Measured:
         return max(abs(self.correlation.largest), self.between_frames)
 
 
-def _measured(frames: Frames, dark: Dark | None) -> _Measured:
+def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     """Measure the noise in unsaturated blocks; refuse saturated images and strongly correlated noise."""
     pattern = None if dark is None else dark.pattern
     moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        hint = "use a shorter exposure, or give --saturation if the camera's ceiling is higher"
+        hint = "use a shorter exposure, or give --saturation if the camera saturates at a higher value"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated, expected less; {hint}")
     moments = moments.at(~full)
     correlation, between_frames = correlation_of(moments), frame_correlation(frames.values)
     if (shared := abs(correlation.largest) + between_frames) > SMOOTHED[frames.count > 1]:
-        told = f"neighbouring pixels or successive frames of {frames.name} share noise ({shared:.2f})"
-        cause = "as where images were smoothed, averaged or resampled, or the whole field moves"
-        raise NotPhotonCountsError(f"{told}, {cause}; use raw images of a field that stands still")
+        problem = f"the noise of neighbouring pixels or successive frames of {frames.name} is correlated ({shared:.2f})"
+        cause = "as after smoothing, averaging or resampling, or if the whole field moves"
+        raise NotPhotonCountsError(f"{problem}, {cause}; use raw images of a field that does not move")
     fit = fit_line(moments if dark is None else dark.added_to(moments))
-    return _Measured(frames, dark, moments, float(full.mean()), correlation, between_frames, fit)
+    return _Measurements(frames, dark, moments, float(full.mean()), correlation, between_frames, fit)
 
 
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
     """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
     gain, offset = numbers.gain, numbers.offset.value
-    more = "use images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
     if not math.isfinite(gain.value + gain.high):
-        told = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
-        raise NotPhotonCountsError(f"{told}; {more}, all of them raw")
+        problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
+        hint = "use raw images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
+        raise NotPhotonCountsError(f"{problem}; {hint}")
     if known.offset is None:
         return
     error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
     darker = float(np.mean(blocks.mean + 5 * error < offset - gain.value / 2)) > 0.02
     if darker or numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
-        told = "parts of the field are darker than" if darker else "the variance would be negative at"
-        raise NotPhotonCountsError(f"{name}: {told} the offset of {offset:.4g} ADU; {_OF_THE_SAME}")
+        problem = "parts of the field are darker than" if darker else "the variance would be negative at"
+        raise NotPhotonCountsError(f"{name}: {problem} the offset of {offset:.4g} ADU; {_SAME_CAMERA}")
 
 
-def _result(it: _Measured, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
+def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
     from gap_bioimage import __version__
 
-    frames, dark, gain, offset, kept = it.frames, it.dark, numbers.gain, numbers.offset, it.fit.kept
-    given = "noise" if known.read_noise is None else "given read noise"
-    told: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
-    told |= {"frames": frames.count, "dark": None if dark is None else dark.frames.name}
-    told |= {"dark_frames": 0 if dark is None else dark.frames.count}
-    measured = {name: value for name, value in told.items() if value}
+    frames, dark, gain, offset, blocks = data.frames, data.dark, numbers.gain, numbers.offset, data.fit.inliers
+    estimated = "noise" if known.read_noise is None else "given read noise"
+    source: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
+    source |= {"frames": frames.count, "dark": None if dark is None else dark.frames.name}
+    source |= {"dark_frames": 0 if dark is None else dark.frames.count}
+    measured = {name: value for name, value in source.items() if value}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
-    if it.correlation.found or it.between_frames:
-        measured["correlated"] = [_short(c) for c in (it.correlation.y, it.correlation.x, it.between_frames)]
+    correlation = data.correlation
+    if correlation.found or data.between_frames:
+        measured["correlated"] = [_short(c) for c in (correlation.y, correlation.x, data.between_frames)]
     measured |= {"chi_square": _short(curve.chi_square), "gap_bioimage": __version__}
     camera = Camera(
         gain=_short(gain.value) or gain.value,
@@ -280,20 +280,20 @@ def _result(it: _Measured, numbers: Numbers, curve: Curve, known: Known) -> Cali
         gain=gain,
         offset=offset,
         read_noise=numbers.read_noise,
-        offset_from=given if known.offset is None else "given" if dark is None else "dark frames",
+        offset_from=estimated if known.offset is None else "given" if dark is None else "dark frames",
         goodness=curve,
         line=Line(gain.value, numbers.intercept),
-        cloud=np.stack([kept.mean, kept.variance])[:, :: max(1, len(kept.mean) // _SHOWN)],
-        correlation=(it.correlation.y, it.correlation.x) if it.correlation.found else (0.0, 0.0),
+        cloud=np.stack([blocks.mean, blocks.variance])[:, :: max(1, len(blocks.mean) // _SHOWN)],
+        correlation=(correlation.y, correlation.x) if correlation.found else (0.0, 0.0),
         third=numbers.third,
-        warnings=tuple(_doubts(it, numbers, curve)),
+        warnings=tuple(_warnings(data, numbers, curve)),
         # whole numbers with gain 1, no offset and no read noise, within the errors
         counts=frames.may_be_counts
         and (abs(gain.value - 1) < 0.07 or gain.low <= 1 <= gain.high < 1.5)
         and min(abs(offset.value), max(offset.low, -offset.high)) < 0.35
         and numbers.read_noise.low < 0.35
-        and not (numbers.multiplying or it.correlation.found),
-        **told,
+        and not (numbers.multiplying or correlation.found),
+        **source,
     )
 
 
@@ -301,34 +301,36 @@ def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _doubts(it: _Measured, numbers: Numbers, curve: Curve) -> Iterator[str]:
+def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:
     """Yield warnings: about the images first, then in order of severity."""
-    if it.frames.left_out:
-        yield it.frames.left_out
-    if it.shared >= CORRELATED:
-        shared = f"{it.correlation.y:.2f} along y, {it.correlation.x:.2f} along x, {it.between_frames:.2f} in time"
-        yield f"the noise is correlated ({shared}): smoothed or resampled, and the gain is too small; use raw images"
+    fit, dark = data.fit, data.dark
+    if data.frames.left_out:
+        yield data.frames.left_out
+    if data.shared >= CORRELATED:
+        y, x, t = data.correlation.y, data.correlation.x, data.between_frames
+        where = f"{y:.2f} along y, {x:.2f} along x, {t:.2f} in time"
+        yield f"the noise is correlated ({where}), as if smoothed or resampled: the gain is too small; use raw images"
     if bends := curve.bends(_BENT):
-        told = "rises above" if bends > 0 else "falls short of"
+        change = "rises above" if bends > 0 else "falls short of"
         cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
-        cause += " or dark frames of other settings" if it.dark is not None else ""
-        yield f"the variance {told} the line by {abs(curve.bend):.0%} in bright parts ({cause}), and the gain is off"
-    elif curve.chi_square > _MISFIT and it.shared < CORRELATED:
-        yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree)"
-    if it.fit.outliers > _LEFT_OUT:
-        yield f"{it.fit.outliers:.0%} of the field moves or flickers and was left out (or say --multiplying)"
-    if it.saturated > _LEFT_OUT:
-        yield f"{it.saturated:.0%} of the field is saturated and was left out"
-    if it.fit.clipped:
+        cause += " or dark frames of other settings" if dark is not None else ""
+        yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
+    elif curve.chi_square > _MISFIT and data.shared < CORRELATED:
+        yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
+    if fit.outlier_fraction > _LEFT_OUT:
+        yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give --multiplying)"
+    if data.saturated > _LEFT_OUT:
+        yield f"{data.saturated:.0%} of the field is saturated and was left out"
+    if fit.clipped:
         yield "dark pixels are clipped at zero, and the gain may be too large; use raw images, or raise the offset"
-    if it.fit.coarse:
-        yield "the noise is hardly more than one ADU, which distorts it; use brighter images or a higher camera gain"
-    if it.frames.count == 1:
-        yield "this rests on one image, in which fine structure passes for noise; a stack of the same field is better"
+    if fit.coarse:
+        yield "the noise is hardly more than one ADU and distorted by rounding; use more light or a higher camera gain"
+    if data.frames.count == 1:
+        yield "the result rests on one image, whose fine structure passes for noise; use frames of the same field"
     offset = numbers.offset
     if offset.low == offset.high and numbers.read_noise.high == 0:
         yield f"the variance would be negative at the offset of {offset.value:g} ADU, which may be too low"
-    if numbers.undecided and it.frames.count > 2 and it.shared < CORRELATED:
-        yield "the noise does not tell whether electrons are multiplied; the offset's interval allows for both"
-    if it.dark is not None and it.dark.frames.count < _ENOUGH_DARK:
-        yield f"{it.dark.frames.count} dark frames tell read noise roughly or not at all; record {_ENOUGH_DARK} or more"
+    if numbers.undecided and data.frames.count > 2 and data.shared < CORRELATED:
+        yield "the noise does not show whether electrons are multiplied; the offset's interval allows for both"
+    if dark is not None and dark.frames.count < _ENOUGH_DARK:
+        yield f"{dark.frames.count} dark frames give a poor read noise or none; record {_ENOUGH_DARK} or more"

@@ -75,7 +75,7 @@ class Detector:
         if isinstance(camera, Detector):
             return camera
         if not isinstance(camera, (Camera, str, Path)):
-            raise ConfigError(f"the camera is of type {type(camera).__name__}, expected a Camera or its yaml's path")
+            raise ConfigError(f"the camera is of type {type(camera).__name__}, expected a Camera or the path of a yaml")
         return cls(camera) if isinstance(camera, Camera) else read_camera(camera)
 
     @property
@@ -86,8 +86,8 @@ class Detector:
     @property
     def correlation(self) -> float:
         """Largest correlation of the noise, between pixels or frames, in the images of the calibration."""
-        told = self.camera.measured.get("correlated") or []
-        return max((abs(share) for share in told if isinstance(share, float)), default=0.0)
+        correlations = self.camera.measured.get("correlated") or []
+        return max((abs(value) for value in correlations if isinstance(value, float)), default=0.0)
 
     def crop(self, rows: slice, columns: slice) -> Detector:
         """Return the detector of a region of its images."""
@@ -113,8 +113,8 @@ class Detector:
     @cached_property
     def _shift(self) -> float | NDArray[np.float64]:
         if self.maps is None:
-            camera = self.camera
-            return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), self._rounded_deviation())
+            camera, deviation = self.camera, round(float(self._deviation(self.camera.read_noise)), 4)
+            return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), deviation)
         deviation = self._deviation(np.asarray(self.maps.read_noise, np.float64))
         curve = np.interp(deviation, *model.quiet_shifts())  # above 1 the formula below holds
         return np.asarray(np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve))
@@ -197,8 +197,8 @@ class Detector:
         """Raise AxesError if the maps and an image differ in size."""
         size = (image.sizes["y"], image.sizes["x"])
         if self.maps is not None and self.maps.offset.shape != size:
-            told = f"the camera's maps have {self.maps.offset.shape} pixels, {name} {size}"
-            raise AxesError(f"{told}; crop the dark frames as the images, or remove 'maps' from the camera's yaml")
+            problem = f"the camera's maps have {self.maps.offset.shape} pixels, but {name} has {size}"
+            raise AxesError(f"{problem}; crop the dark frames like the images, or remove 'maps' from the camera's yaml")
 
     def _noise(self) -> float:
         """Return the read noise without digitisation, in electrons."""
@@ -208,9 +208,6 @@ class Detector:
         """Return the standard deviation of zero electrons plus uniform noise of one ADU, in electrons."""
         step = model.ROUNDING / self.camera.gain**2
         return np.sqrt(np.maximum(np.square(noise), step) + step)
-
-    def _rounded_deviation(self) -> float:
-        return round(float(self._deviation(self.camera.read_noise)), 4)
 
     def _offset(self) -> float | NDArray[np.float64]:
         return self.camera.offset if self.maps is None else np.asarray(self.maps.offset, np.float64)
@@ -230,18 +227,18 @@ def read_camera(path: Path | str) -> Detector:
     try:
         camera = Camera.model_validate(read_yaml(path))
     except ValidationError as error:
-        told = "; ".join(error_sentence(Camera, e) for e in error.errors())
+        problems = "; ".join(error_sentence(Camera, e) for e in error.errors())
         hint = "expected lines such as 'gain: 2.2' and 'offset: 100'; `gap-bioimage calibrate` writes them"
-        raise ConfigError(f"{path} does not describe a camera: {told}; {hint}") from None
+        raise ConfigError(f"{path} does not describe a camera: {problems}; {hint}") from None
     if camera.maps is None:
         return Detector(camera)
     file = path.parent / camera.maps
     if not file.is_file():
-        raise ConfigError(f"{path} names the maps {camera.maps}, which are not beside it; copy them there too")
+        raise ConfigError(f"{path} names the maps {camera.maps}, which are not in its folder; copy them there")
     maps = np.asarray(read_photons(file, "cyx", check=False), np.float32)
     if len(maps) != 2 or not np.isfinite(maps).all():
-        told = f"{file} has other than two channels, offset and read noise of each pixel, or values that are not finite"
-        raise ConfigError(f"{told}; write it again with `gap-bioimage calibrate`")
+        problem = "does not have two channels (offset and read noise of each pixel), or has values that are not finite"
+        raise ConfigError(f"{file} {problem}; write it again with `gap-bioimage calibrate`")
     return Detector(camera, PixelMaps(*maps))
 
 
@@ -258,9 +255,9 @@ def write_camera(path: Path | str, detector: Detector) -> None:
     path, camera = Path(path), detector.camera
     if detector.maps is not None:
         camera = camera.model_copy(update={"maps": f"{path.stem}_maps.tif"})
-        both = np.stack([detector.maps.offset, detector.maps.read_noise]).astype(np.float32)
+        maps = np.stack([detector.maps.offset, detector.maps.read_noise]).astype(np.float32)
         names = ["offset (ADU)", "read noise (electrons)"]
-        write_image(path.with_name(str(camera.maps)), xr.DataArray(both, dims=list("cyx"), coords={"c": names}))
+        write_image(path.with_name(str(camera.maps)), xr.DataArray(maps, dims=list("cyx"), coords={"c": names}))
     with replacing(path) as temporary:
         values = camera.model_dump(mode="json", exclude_defaults=True)
         temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -274,46 +271,46 @@ def check_camera_image(image: xr.DataArray, detector: Detector, *, name: str) ->
     not match the camera, or if dark pixels have too little signal and read noise for the shifted-Poisson model.
     """
     if image.dtype.kind not in "uif":
-        raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected a camera's numbers; save it as 16 bit")
+        raise NotPhotonCountsError(f"{name} holds {image.dtype}, expected camera values; save it with 16 bits")
     detector.check_size(image, name)
     image = image.transpose(..., "y", "x")
     planes, camera = image.data.reshape(-1, *image.shape[-2:]), detector.camera
     if image.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in planes):
-        raise NotPhotonCountsError(f"{name} has values that are not finite, expected a camera's numbers")
+        raise NotPhotonCountsError(f"{name} has values that are not finite, expected camera values")
     sample = np.asarray(planes[np.unique(np.linspace(0, len(planes) - 1, 8).astype(int))])
     below = float(np.mean(sample < camera.offset - 3 * camera.gain * max(camera.read_noise, 1.0)))
     if below > _MOST_BELOW:
-        told = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g}"
-        counts = "for photon counts leave the camera out, or where a model has one give camera=None"
-        raise NotPhotonCountsError(f"{told}, expected its raw images; {counts}")
-    for told in _doubts(image, sample, detector, name):
-        warnings.warn(told, GapWarning, stacklevel=2)
+        problem = f"{below:.0%} of the pixels of {name} lie far below the camera's offset of {camera.offset:g}"
+        hint = "for photon counts give no camera, or camera=None if the model has one"
+        raise NotPhotonCountsError(f"{problem}, expected its raw images; {hint}")
+    for message in _warnings(image, sample, detector, name):
+        warnings.warn(message, GapWarning, stacklevel=2)
 
 
-def _doubts(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name: str) -> Iterator[str]:
-    camera, share = detector.camera, float(np.mean(detector.saturated(sample)))
-    if share > _MOST_SATURATED:
-        yield f"{share:.2%} of the pixels of {name} are saturated, and results there too dark; use a shorter exposure"
+def _warnings(image: xr.DataArray, sample: NDArray[Any], detector: Detector, name: str) -> Iterator[str]:
+    camera, saturated = detector.camera, float(np.mean(detector.saturated(sample)))
+    if saturated > _MOST_SATURATED:
+        yield f"{saturated:.2%} of the pixels of {name} are saturated and too dark in results; use a shorter exposure"
     if detector.correlation >= CORRELATED:
-        told = f"this camera was measured on images whose neighbours share noise ({detector.correlation:.2f}): networks"
-        yield f"{told} copy some of it, and what is held out of {name} tells nothing of quality; use raw images"
+        cause = f"this camera was measured on images whose neighbouring pixels share noise ({detector.correlation:.2f})"
+        yield f"{cause}: networks copy some of it, and held-out photons of {name} do not show quality; use raw images"
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
-        told = f"with this camera's numbers the noise of {name} has {fano:.2g} times the variance of photons, as with"
-        yield f"{told} another camera or setting, or after smoothing; measure them with `gap-bioimage calibrate`"
+        problem = f"with the gain and offset of this camera, the noise of {name} has {fano:.2g} times the variance of"
+        hint = "measure the camera with `gap-bioimage calibrate`"
+        yield f"{problem} photons, as with another camera or setting, or after smoothing; {hint}"
     # a percentile, because single dark pixels are noise
     signal = max(0.0, (float(np.percentile(sample, 25)) - camera.offset) / camera.gain)
     if camera.read_noise > _QUIET and signal + camera.read_noise**2 < model.MODEL_FROM:
-        told = f"dark pixels of {name} have {signal:.2g} electrons: clipped at zero, their counts are roughly those"
-        yield f"{told} of photons (signal + read noise^2 should be at least 1)"
+        problem = f"dark pixels of {name} have {signal:.2g} electrons: clipped at zero, their counts are only roughly"
+        yield f"{problem} Poisson (signal + read noise^2 should be at least 1)"
 
 
 def _variance_over_mean(image: xr.DataArray, detector: Detector) -> float:
     """Return variance over mean of the counts, as in calibrations from frame differences if possible; 1 if unknown."""
     time = image.dims.index("t") if "t" in image.dims else None
     # calibrate warned of correlated noise, for which single images and frame differences give different variances
-    known = time is not None or not detector.camera.measured.get("correlated")
-    if not known or min(image.shape[-2:]) < LEAST_PX:
+    if (time is None and detector.camera.measured.get("correlated")) or min(image.shape[-2:]) < LEAST_PX:
         return 1.0
     counts = detector.scalar.counts(as_stack(image.data, time)[:8, :8])
     curve = curve_of(moments_of(counts, in_time=counts.shape[1] > 1))

@@ -62,9 +62,9 @@ class Dark:
         """Fixed-pattern offset, (y, x) in ADU with mean 0, shrunk by the scatter due to chance; 0 at hot pixels."""
         if self.pixel_variance is None:
             return None
-        pattern, usual = np.zeros_like(self.pixel_offset), _usual(self.pixel_offset)
-        drawn = _drawn_in(self.pixel_offset[usual], float(self.pixel_variance[usual].mean()) / self.frames.count)
-        pattern[usual] = drawn - drawn.mean()
+        pattern, cold = np.zeros_like(self.pixel_offset), _cold(self.pixel_offset)
+        offset = _shrunk(self.pixel_offset[cold], float(self.pixel_variance[cold].mean()) / self.frames.count)
+        pattern[cold] = offset - offset.mean()
         return pattern
 
     def maps(self, gain: float) -> PixelMaps | None:
@@ -72,21 +72,21 @@ class Dark:
         variance, count = self.pixel_variance, self.frames.count
         if variance is None:
             return None
-        usual = float(variance.mean())
-        noise = np.sqrt(np.maximum(_drawn_in(variance, 2 * usual**2 / (count - 1)), ROUNDING)) / gain
-        return PixelMaps(_drawn_in(self.pixel_offset, usual / count).astype(np.float32), noise.astype(np.float32))
+        mean = float(variance.mean())
+        noise = np.sqrt(np.maximum(_shrunk(variance, 2 * mean**2 / (count - 1)), ROUNDING)) / gain
+        return PixelMaps(_shrunk(self.pixel_offset, mean / count).astype(np.float32), noise.astype(np.float32))
 
 
-def _usual(offset: Floats) -> Flags:
+def _cold(offset: Floats) -> Flags:
     """Return which pixels are not hot."""
-    away = np.abs(offset - np.median(offset))
-    return np.asarray(away <= _HOT * max(float(np.median(away)), 1.0))
+    deviation = np.abs(offset - np.median(offset))
+    return np.asarray(deviation <= _HOT * max(float(np.median(deviation)), 1.0))
 
 
-def _drawn_in(values: Floats, by_chance: float) -> Floats:
-    mean, scatter = float(values.mean()), float(values.var())
-    share = max(0.0, 1 - by_chance / scatter) if scatter > 0 else 0.0
-    return np.asarray(mean + share * (values - mean), np.float64)
+def _shrunk(values: Floats, chance_variance: float) -> Floats:
+    mean, variance = float(values.mean()), float(values.var())
+    factor = max(0.0, 1 - chance_variance / variance) if variance > 0 else 0.0
+    return np.asarray(mean + factor * (values - mean), np.float64)
 
 
 def frames_of(
@@ -100,51 +100,51 @@ def frames_of(
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
     name = Path(str(image.attrs.get("source", image.name or what))).name
     if image.sizes.get("c", 1) > 1:
-        told = f"{name} has {image.sizes['c']} channels, expected one, because each may have another camera"
-        raise AxesError(f"{told}; choose one with --channel (in Python isel(c=0))")
+        problem = f"{name} has {image.sizes['c']} channels, expected one, because each may be from another camera"
+        raise AxesError(f"{problem}; choose one with --channel (in Python isel(c=0))")
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
     if min(values.shape[-2:]) < _LEAST_PX or not values.size:
-        told = " x ".join(map(str, values.shape))
-        raise AxesError(f"{name} has {told} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
+        shape = " x ".join(map(str, values.shape))
+        raise AxesError(f"{name} has {shape} pixels, expected at least {_LEAST_PX} x {_LEAST_PX}; crop less")
     if values.dtype.kind not in "buif":
-        raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected a camera's numbers; save it as 16 bit")
-    found = scan(values)
-    if found.nonfinite or found.minimum == found.maximum:
-        told = f"{name} has pixels that are NaN or infinite, or the same value everywhere"
-        raise NotPhotonCountsError(f"{told}, expected a camera's numbers and their noise; use raw images")
+        raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected camera values; save it with 16 bits")
+    statistics = scan(values)
+    if statistics.nonfinite or statistics.minimum == statistics.maximum:
+        problem = f"{name} has pixels that are NaN or infinite, or the same value everywhere"
+        raise NotPhotonCountsError(f"{problem}, expected camera values with noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
-    if not found.fractional and found.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
-        told = f"{name} holds two values only, as masks and one-bit frames, which need no camera"
-        raise NotPhotonCountsError(f"{told}; of one-bit frames train on sums (--sum-frames)")
+    if not statistics.fractional and statistics.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
+        problem = f"{name} has two values only, like masks and one-bit frames, which need no camera"
+        raise NotPhotonCountsError(f"{problem}; train on sums of one-bit frames (--sum-frames)")
     if saturation is None:
-        saturation = found.maximum if found.piled_up(values.dtype) else math.inf
+        saturation = statistics.maximum if statistics.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
-    return Frames(stack, name, saturation, not found.fractional and found.minimum >= 0, left_out)
+    return Frames(stack, name, saturation, not statistics.fractional and statistics.minimum >= 0, left_out)
 
 
 def distinct(stack: Values) -> tuple[Values, str]:
     """Leave out frames that repeat others, are torn or were dropped; return the others and a sentence about it."""
     first: dict[bytes, int] = {}
-    told, kept, rows = [], [], stack.shape[2]
-    bare = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
-    most = min(float(np.median(bare)) + _LOST * rows, rows - 1)  # dim frames and margins have constant rows, too
+    problems, intact, rows = [], [], stack.shape[2]
+    constant = [np.count_nonzero(frame.min((0, 2)) == frame.max((0, 2))) for frame in np.moveaxis(stack, 1, 0)]
+    most = min(float(np.median(constant)) + _LOST * rows, rows - 1)  # dim frames and margins have constant rows, too
     for t in range(stack.shape[1]):
         torn = 0.0
-        if t and (again := (stack[:, t] == stack[:, t - 1]).all(-1)).mean() > _TORN:  # dim rows may agree by chance
-            torn = float(np.mean(again & (np.count_nonzero(np.diff(stack[:, t]), axis=-1) >= _CHANGES)))
-        if bare[t] > most:
-            told.append(f"frame {t} has no noise in {bare[t]} of {rows} rows, as one that the camera dropped")
+        if t and (equal := (stack[:, t] == stack[:, t - 1]).all(-1)).mean() > _TORN:  # dim rows may agree by chance
+            torn = float(np.mean(equal & (np.count_nonzero(np.diff(stack[:, t]), axis=-1) >= _CHANGES)))
+        if constant[t] > most:
+            problems.append(f"frame {t} has no noise in {constant[t]} of {rows} rows, as if the camera had dropped it")
         # the first row is not compared: some cameras write a time stamp there
         elif (before := first.setdefault(hashlib.blake2b(stack[:, t, 1:].tobytes()).digest(), t)) != t:
-            told.append(f"frames {before} and {t} are equal")
+            problems.append(f"frames {before} and {t} are equal")
         elif torn > _TORN:
-            told.append(f"frames {t - 1} and {t} are equal in {torn:.0%} of their rows, as where a frame is torn")
+            problems.append(f"frames {t - 1} and {t} are equal in {torn:.0%} of their rows, as in a torn frame")
         else:
-            kept.append(t)
-    if not told or not kept:
+            intact.append(t)
+    if not problems or not intact:
         return stack, ""
-    return stack[:, kept], f"{told[0]} and the like: left out, {len(kept)} of {stack.shape[1]} frames remain"
+    return stack[:, intact], f"{problems[0]}; such frames are left out, {len(intact)} of {stack.shape[1]} remain"
 
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
@@ -152,16 +152,15 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     found = frames_of(dark, dims=dims, what="the dark stack")
     size, expected = found.values.shape[2:], frames.values.shape[2:]
     if size != expected:
-        raise AxesError(f"{found.name} has {size} pixels, expected the {expected} of {frames.name}; record both alike")
+        raise AxesError(f"{found.name} has {size} pixels, expected {expected} as {frames.name}; record equal sizes")
     film = found.values.reshape(-1, *size)  # without light, planes are frames of the same field
     found, count = replace(found, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
-    usual = mean[_usual(mean)]
-    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(usual.std() / usual.size**0.5)
-    light = float(np.mean(frames.values[:, 0], dtype=np.float64))
-    if usual.mean() > light:
-        told = f"{found.name} is brighter than {frames.name}, expected dark frames"
-        raise NotPhotonCountsError(f"{told}; exchange them, or record with the shutter closed")
+    cold = mean[_cold(mean)]
+    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(cold.std() / cold.size**0.5)
+    if cold.mean() > float(np.mean(frames.values[:, 0], dtype=np.float64)):
+        problem = f"{found.name} is brighter than {frames.name}, expected dark frames"
+        raise NotPhotonCountsError(f"{problem}; swap them, or record with the shutter closed")
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
-    return Dark(found, (float(usual.mean()), error), mean, squares / (count - 1) if count > 1 else None)
+    return Dark(found, (float(cold.mean()), error), mean, squares / (count - 1) if count > 1 else None)

@@ -108,9 +108,9 @@ class Moments:
     zeros: Floats  # fraction of zeros
     saturated: Floats  # fraction of saturated values
     samples: Floats  # pixels times frames
-    alike: Floats  # variance inflation: n overlapping sums are worth n / alike independent pixels
-    alike_cubes: Floats  # variance of the cubes, in units of variance^3
-    alike_pairs: Floats  # variance inflation of products of neighbours
+    inflation: Floats  # of the sampling variance: n overlapping sums are worth n / inflation independent pixels
+    cube_variance: Floats  # variance of the cubes, in units of variance^3
+    pair_inflation: Floats  # the same for products of neighbours
     around: Floats  # mean of the wider neighbourhood
     pairs: Floats  # (4, blocks): products of neighbours along y and x, then the squares that normalise them
 
@@ -120,16 +120,16 @@ class Moments:
 
     def variance_of_variance(self, variance: Floats, gain: float) -> Floats:
         """Return the sampling variance of ``variance``; light adds its kurtosis, ``gain^2 variance``."""
-        return (2 * self.alike * variance**2 + gain**2 * variance) / self.samples
+        return (2 * self.inflation * variance**2 + gain**2 * variance) / self.samples
 
     def variance_of_third(self, variance: Floats, gain: float) -> Floats:
         """Return the sampling variance of ``third``."""
         light = 18 * gain**2 * variance**2 + gain**4 * variance
-        return (self.alike_cubes * variance**3 + light) / self.samples
+        return (self.cube_variance * variance**3 + light) / self.samples
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """A plane at one time: images (y, x), and the frames that they were made from."""
 
     plane: int
@@ -140,18 +140,18 @@ class Look:
 
 def as_stack(values: Values, time: int | None = None) -> Values:
     """Return an array (..., y, x) as (planes, frames, y, x); only some planes of a large transposed memory map."""
-    moved = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
-    lead, inner = moved.shape[:-3], moved.shape[-3:]
-    count = math.prod(lead)
-    if len(lead) < 2 or moved.flags.c_contiguous or count <= _PLANES:
-        return moved.reshape(count, *inner)
-    chosen = np.unravel_index(np.linspace(0, count - 1, _PLANES).astype(int), lead)
-    return np.stack([moved[index] for index in zip(*chosen, strict=True)])
+    stack = np.expand_dims(values, -3) if time is None else np.moveaxis(values, time, -3)
+    outer, inner = stack.shape[:-3], stack.shape[-3:]
+    count = math.prod(outer)
+    if len(outer) < 2 or stack.flags.c_contiguous or count <= _PLANES:
+        return stack.reshape(count, *inner)
+    chosen = np.unravel_index(np.linspace(0, count - 1, _PLANES).astype(int), outer)
+    return np.stack([stack[index] for index in zip(*chosen, strict=True)])
 
 
-def looks_at(
+def snapshots_of(
     stack: Values, most: int, in_time: bool, hot: Flags | None = None, pattern: Floats | None = None
-) -> Iterator[Look]:
+) -> Iterator[Snapshot]:
     """Yield evenly spaced planes of a stack (planes, frames, y, x), cut to a central window: about ``most`` pixels.
 
     A median of neighbours replaces ``hot`` pixels (y, x). The fixed-pattern offset ``pattern`` (y, x) is subtracted
@@ -161,40 +161,39 @@ def looks_at(
     window = tuple(slice(max(0, (n - _SIDE_PX) // 2), (n + _SIDE_PX) // 2) for n in stack.shape[2:])
     weights = np.ones(1) if not in_time else TRIPLE if frames > 2 else PAIR
     length, pixels = len(weights), math.prod(min(n, _SIDE_PX) for n in stack.shape[2:])
-    looks, count = max(2, most // (length * pixels)), frames - length + 1
-    per_plane = count if planes * count <= looks else max(1, min(count, looks // planes, max(8, count // length)))
-    for plane in np.unique(np.linspace(0, planes - 1, min(planes, looks)).astype(int)):
+    total, count = max(2, most // (length * pixels)), frames - length + 1
+    per_plane = count if planes * count <= total else max(1, min(count, total // planes, max(8, count // length)))
+    for plane in np.unique(np.linspace(0, planes - 1, min(planes, total)).astype(int)):
         starts = np.unique(np.linspace(0, count - 1, per_plane).astype(int))
         film = stack[plane][(slice(None), *window)]
         used = np.unique(starts[:, None] + np.arange(length))
-        steadied = steadier(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
+        clean = common_mode_filter(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
         for start in starts:
             values = np.array(film[start : start + length], np.float64)
             if hot is not None and hot.any():
                 values[:, hot[window]] = scipy.ndimage.median_filter(values, (1, 3, 3))[:, hot[window]]
-            even = values if pattern is None else values - pattern[window]
-            noise = np.tensordot(weights, even, 1) / np.linalg.norm(weights) if in_time else even[0]
-            yield Look(int(plane), even.mean(0), noise if steadied is None else steadied(noise), values)
+            corrected = values if pattern is None else values - pattern[window]
+            difference = np.tensordot(weights, corrected, 1) / np.linalg.norm(weights)  # a single frame if not in_time
+            yield Snapshot(int(plane), corrected.mean(0), difference if clean is None else clean(difference), values)
 
 
-def steadier(field: Floats) -> Callable[[Floats], Floats]:
+def common_mode_filter(field: Floats) -> Callable[[Floats], Floats]:
     """Return a function that removes from frame differences a constant and anything proportional to the mean image.
 
     Bleaching, flicker and drift cause such differences.
     """
-    above = scipy.ndimage.uniform_filter(field, 5)
-    above -= above.min()
-    weights = 1 / (above + 0.1 * above.mean()) if above.mean() > 0 else np.ones_like(field)
+    signal = scipy.ndimage.uniform_filter(field, 5)
+    signal -= signal.min()
+    weights = 1 / (signal + 0.1 * signal.mean()) if signal.mean() > 0 else np.ones_like(field)
     weights /= weights.sum()
     centred = field - np.sum(weights * field)
     power = float(np.sum(weights * centred**2)) or math.inf
 
-    def steadied(noise: Floats) -> Floats:
+    def without_common_mode(noise: Floats) -> Floats:
         weighted = weights * noise
-        steady: Floats = noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred
-        return steady
+        return np.asarray(noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred)
 
-    return steadied
+    return without_common_mode
 
 
 def moments_of(
@@ -209,35 +208,35 @@ def moments_of(
     """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least ``LEAST_PX``.
 
     With ``in_time`` the noise is that of differences between frames, at least two, instead of fine spatial detail.
-    Values of at least ``ceiling`` are saturated. ``most``, ``hot`` and ``pattern`` are those of ``looks_at``.
+    Values of at least ``ceiling`` are saturated. ``most``, ``hot`` and ``pattern`` are those of ``snapshots_of``.
     """
     frames = stack.shape[1]
     weights = (TRIPLE if frames > 2 else PAIR) if in_time else RIPPLE
     finest = TRIPLE if in_time and frames > 2 else _FINEST
     square, cube = np.sum(weights**2), np.sum(weights**3)
-    most_px = _SHORT_BLOCK_PX if in_time and frames >= _LONG else BLOCK_PX
-    side = int(np.clip((math.prod(stack.shape[2:]) / _ENOUGH_BLOCKS) ** 0.5, 2, most_px))
-    found: dict[int, list[Floats]] = {}
-    for look in looks_at(stack, most, in_time, hot, pattern):
-        parts = _parts_of(look, in_time, ceiling, finest)
-        found.setdefault(look.plane, []).append(np.stack([block_means(part, side) for part in parts]))
-    looks = len(next(iter(found.values())))
-    averages = [np.mean(blocks, axis=0) for blocks in found.values()]
+    largest = _SHORT_BLOCK_PX if in_time and frames >= _LONG else BLOCK_PX
+    side = int(np.clip((math.prod(stack.shape[2:]) / _ENOUGH_BLOCKS) ** 0.5, 2, largest))
+    per_plane: dict[int, list[Floats]] = {}
+    for snapshot in snapshots_of(stack, most, in_time, hot, pattern):
+        images = _moment_images(snapshot, in_time, ceiling, finest)
+        per_plane.setdefault(snapshot.plane, []).append(np.stack([block_means(image, side) for image in images]))
+    times = len(next(iter(per_plane.values())))
+    averages = [np.mean(blocks, axis=0) for blocks in per_plane.values()]
     mean, variance, cubes, shift, zeros, saturated, around, *pairs = np.concatenate(averages, axis=1)
     # 3 sigma^2 r has mean zero, and subtracting it removes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
-    alike, hermite = (overlap(weights, looks if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3))
-    alike_pairs = overlap(finest, math.inf, 2) * (alike if in_time else 1)
-    numbers = (side**2 * looks, alike, 6 * hermite / skew**2 if skew else math.inf, alike_pairs)
-    rest = [np.full_like(mean, number) for number in numbers]
-    return Moments(*[mean, variance, third, zeros, saturated, *rest, around, np.stack(pairs)])
+    overlaps = [overlap(weights, times if in_time else math.inf, p) ** (1 if in_time else 2) for p in (2, 3)]
+    pair_inflation = overlap(finest, math.inf, 2) * (overlaps[0] if in_time else 1)
+    numbers = (side**2 * times, overlaps[0], 6 * overlaps[1] / skew**2 if skew else math.inf, pair_inflation)
+    constants = [np.full_like(mean, number) for number in numbers]
+    return Moments(*[mean, variance, third, zeros, saturated, *constants, around, np.stack(pairs)])
 
 
-def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
+def _moment_images(snapshot: Snapshot, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
     """Return images whose block means are the moments: mean, noise^2, noise^3, noise, zeros, saturation, pairs."""
-    mean, noise, frames = look.mean, look.noise, look.frames
-    full = (frames >= ceiling).mean(0)
+    mean, noise, frames = snapshot.mean, snapshot.noise, snapshot.frames
+    saturated = (frames >= ceiling).mean(0)
     around, pairs = scipy.ndimage.uniform_filter(mean, 2 * BLOCK_PX), []
     for axis in (0, 1):
         fine = scipy.ndimage.correlate1d(noise, finest, axis=1 - axis)
@@ -249,17 +248,17 @@ def _parts_of(look: Look, in_time: bool, ceiling: float, finest: Floats) -> list
         for axis in (0, 1):  # squared weights give the mean that belongs to the variance
             noise = scipy.ndimage.correlate1d(noise, RIPPLE / np.linalg.norm(RIPPLE), axis=axis)
             mean = scipy.ndimage.correlate1d(mean, RIPPLE**2 / np.sum(RIPPLE**2), axis=axis)
-        full = scipy.ndimage.maximum_filter(full, len(RIPPLE))
-    squares = noise**2
-    parts = (mean, squares, squares * noise, noise, (frames == 0).mean(0), full, around, *pairs[::2], *pairs[1::2])
-    return [part[inner] for part in parts]
+        saturated = scipy.ndimage.maximum_filter(saturated, len(RIPPLE))
+    zeros, squares = (frames == 0).mean(0), noise**2
+    images = (mean, squares, squares * noise, noise, zeros, saturated, around, *pairs[::2], *pairs[1::2])
+    return [image[inner] for image in images]
 
 
 def block_means(image: Floats, side: int) -> Floats:
     """Return the means of square blocks of ``side`` pixels, flat; incomplete blocks at the far edges are left out."""
     rows, columns = image.shape[0] // side, image.shape[1] // side
-    means: Floats = image[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3)).ravel()
-    return means
+    blocks = image[: rows * side, : columns * side].reshape(rows, side, columns, side)
+    return np.asarray(blocks.mean((1, 3)).ravel())
 
 
 def overlap(weights: Floats, count: float, power: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gap_bioimage.camera.moments import Flags, Floats, Moments, Values, block_means, steadier
+from gap_bioimage.camera.moments import Flags, Floats, Moments, Values, block_means, common_mode_filter
 
 _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20  # below which an image has no curve
 _GROUPS, _GROUP_PHOTONS = 16, 200  # most groups of blocks in a curve, and fewest photons in a group
@@ -16,7 +16,7 @@ _KNOWN = 0.25  # relative error up to which the variance of a group is known
 _LEAST_WEIGHT = 1e-6  # lower limit of an error relative to the largest, for numerical stability
 _BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors above which an effect is significant
-_ALIKE = 0.05  # correlation of neighbours up to which structure or the detector may be the cause
+_HARMLESS = 0.05  # correlation of neighbours up to which structure or the detector may be the cause
 SMOOTHED = {True: 0.6, False: 0.3}  # correlation above which frames (True) and one image (False) give no gain
 
 
@@ -101,8 +101,8 @@ def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> 
         enough = int(np.searchsorted(photons, photons[edges[-1]] + _GROUP_PHOTONS))
         stop = min(count, max(edges[-1] + math.ceil((count - unlit) / _GROUPS), enough, unlit))
         edges.append(stop if photons[-1] - photons[stop] >= _GROUP_PHOTONS else count)
-    groups = (slice(*pair) for pair in itertools.pairwise(edges))
-    x, y, error = np.array([_typical(moments.at(group), unit) for group in groups]).T
+    groups = (moments.at(slice(*pair)) for pair in itertools.pairwise(edges))
+    x, y, error = np.array([_average(group, unit) for group in groups]).T
     scale = float(np.abs(x).max())
     if len(np.unique(x[error > 0])) < 4:
         return Curve(x, y, error)
@@ -119,21 +119,21 @@ def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> 
     line_errors = line_errors * math.sqrt(max(1.0, chi_square))
     if structure - chi_square * (len(u) - 2) > _BETTER and errors[1] > line_errors[1]:
         at_zero, errors = line, line_errors
-    intercept, slope = ((float(at_zero[k]), float(errors[k])) for k in (1, 0))
+    slope, intercept = zip(at_zero.tolist(), errors.tolist(), strict=True)
     return Curve(x, y, error, intercept, (slope[0] / scale, slope[1] / scale), chi_square, bend, bend_error)
 
 
-def _typical(group: Moments, unit: float) -> tuple[float, float, float]:
+def _average(group: Moments, unit: float) -> tuple[float, float, float]:
     """Return mean and variance of a group, blocks with edges excluded, and the standard error of the variance."""
-    middle, samples = float(np.median(group.variance)), float(group.samples.mean())
-    light = max(float(np.mean(np.abs(group.mean))) / unit, 1e-9)
-    each = math.sqrt((2 * float(group.alike.mean()) + 1 / light) / samples)
-    # in a dim block, a few photons cause all the noise
-    full = light * samples > _LEAST_PHOTONS and middle > 0
-    kept = group.variance <= middle * (1 + _EDGES * each) if full else np.full(len(group.mean), True)
-    found = float(group.variance[kept].mean())
-    spread = max(float(group.variance[kept].std()), max(found, 0.0) * each)
-    return float(group.mean[kept].mean()), found, spread / math.sqrt(np.count_nonzero(kept))
+    median, samples = float(np.median(group.variance)), float(group.samples.mean())
+    photons = max(float(np.mean(np.abs(group.mean))) / unit, 1e-9)
+    block_error = math.sqrt((2 * float(group.inflation.mean()) + 1 / photons) / samples)  # relative
+    used = np.full(len(group.mean), True)
+    if photons * samples > _LEAST_PHOTONS and median > 0:  # in a dimmer block, a few photons cause all the noise
+        used = group.variance <= median * (1 + _EDGES * block_error)
+    variance = float(group.variance[used].mean())
+    spread = max(float(group.variance[used].std()), max(variance, 0.0) * block_error)
+    return float(group.mean[used].mean()), variance, spread / math.sqrt(np.count_nonzero(used))
 
 
 def _polynomial(x: Floats, y: Floats, error: Floats, degree: int) -> tuple[Floats, Floats, float]:
@@ -151,9 +151,9 @@ def hot_pixels(counts: Values) -> Flags:
     for index in np.ndindex(counts.shape[:-2]):
         plane = np.pad(np.asarray(counts[index], np.float32), 1)
         middle = plane[1:-1, 1:-1]
-        beside = (plane[:-2, 1:-1], plane[2:, 1:-1], plane[1:-1, :-2], plane[1:-1, 2:])
+        neighbours = (plane[:-2, 1:-1], plane[2:, 1:-1], plane[1:-1, :-2], plane[1:-1, 2:])
         # a necessary condition of the rule: most images fail it, which spares them the import of torch
-        if np.any((middle > 23) & (sum((4 * pixel < middle).astype(int) for pixel in beside) >= 2)):
+        if np.any((middle > 23) & (sum((4 * pixel < middle).astype(int) for pixel in neighbours) >= 2)):
             import torch
 
             from gap_bioimage.filters import hot_pixels as hot
@@ -174,7 +174,7 @@ class Correlation:
     @property
     def found(self) -> bool:
         """Whether the correlation is significant: more than 0.05 and five standard errors."""
-        return max(abs(self.y), abs(self.x)) > max(_ALIKE, _SURE * self.error)
+        return max(abs(self.y), abs(self.x)) > max(_HARMLESS, _SURE * self.error)
 
     @property
     def largest(self) -> float:
@@ -194,14 +194,14 @@ def correlation_of(moments: Moments) -> Correlation:
     effective = np.cumsum(power[0]) ** 2 / np.maximum(np.cumsum(power[0] ** 2), 1e-300)
     third = math.ceil(len(dark) / 3)  # more blocks are used if these are nearly empty
     enough = np.flatnonzero(effective[third - 1 :] >= min(30, len(dark)))
-    used = third + int(enough[0]) if len(enough) else len(dark)
-    products, power = products[:, :used], power[:, :used]
+    blocks = third + int(enough[0]) if len(enough) else len(dark)
+    products, power = products[:, :blocks], power[:, :blocks]
     if not power.sum(1).min() > 0:
         return Correlation()
     value = products.sum(1) / power.sum(1)
-    spread = np.linalg.norm(products - value[:, None] * power, axis=1) / power.sum(1)
-    least = float(moments.alike_pairs.mean() / moments.samples[dark[:used]].sum()) ** 0.5
-    return Correlation(float(value[0]), float(value[1]), max(float(spread.max()), least), used)
+    error = np.linalg.norm(products - value[:, None] * power, axis=1) / power.sum(1)
+    least = float(moments.pair_inflation.mean() / moments.samples[dark[:blocks]].sum()) ** 0.5
+    return Correlation(float(value[0]), float(value[1]), max(float(error.max()), least), blocks)
 
 
 def frame_correlation(stack: Values) -> float:
@@ -216,9 +216,9 @@ def frame_correlation(stack: Values) -> float:
     starts = np.unique(np.linspace(0, frames - 1 - lags[-1], 24).astype(int))
     window = tuple(slice(max(0, (n - 256) // 2), (n + 256) // 2) for n in stack.shape[2:])
     film = stack[stack.shape[0] // 2][(slice(None), *window)]
-    steadied = steadier(np.mean(film[starts], axis=0, dtype=np.float64))
-    away = (np.mean([steadied(film[s + lag] - film[s].astype(float)) ** 2 for s in starts], axis=0) for lag in lags)
-    found = np.array([np.median(block_means(squares, 4)) for squares in away])
-    tail = found[len(found) // 2 :].mean()
-    shared = float(1 - found[0] / tail) if tail > 0 else 0.0
-    return shared if shared >= 2 * _ALIKE else 0.0
+    clean = common_mode_filter(np.mean(film[starts], axis=0, dtype=np.float64))
+    squares = (np.mean([clean(film[s + lag] - film[s].astype(float)) ** 2 for s in starts], axis=0) for lag in lags)
+    variance = np.array([np.median(block_means(square, 4)) for square in squares])
+    tail = variance[len(variance) // 2 :].mean()
+    correlation = float(1 - variance[0] / tail) if tail > 0 else 0.0
+    return correlation if correlation >= 2 * _HARMLESS else 0.0

@@ -50,12 +50,12 @@ class Fit:
     coarse: bool = False  # whether the noise of most blocks is lost in rounding
 
     @property
-    def kept(self) -> Moments:
+    def inliers(self) -> Moments:
         """The blocks that follow the line."""
         return self.moments.at(self.weight > 0) if self.weight.any() else self.moments
 
     @property
-    def outliers(self) -> float:
+    def outlier_fraction(self) -> float:
         """Fraction of the blocks that do not follow the line."""
         return float(np.mean(self.weight == 0))
 
@@ -63,43 +63,43 @@ class Fit:
 def fit_line(moments: Moments) -> Fit:
     """Fit the line robustly, without blocks that are clipped at zero or rounded coarsely."""
 
-    def enough(kept: Flags) -> bool:
-        return bool(np.count_nonzero(kept) >= max(LEAST_BLOCKS, 0.1 * len(kept)))
+    def enough(blocks: Flags) -> bool:
+        return bool(np.count_nonzero(blocks) >= max(LEAST_BLOCKS, 0.1 * len(blocks)))
 
-    found, clipped, coarse = _iterated(moments), False, False
+    fit, clipped, coarse = _robust_fit(moments), False, False
     dim, bright = moments.zeros > _ZEROS, moments.zeros < _FEW_ZEROS
     if dim.any() and not enough(bright):  # too few blocks for a line without clipping, but counts have a known one
         clipped = abs(moments.variance.sum() / moments.mean.sum() - 1) > _LIKE_COUNTS
     elif dim.any():
-        rest = _iterated(moments.at(bright))
-        clipped = _falls_short(moments.at(dim), rest.line)
-        found = rest if clipped else found
-    if found.line.gain < _COARSE:
-        fine = found.line.at(found.moments.mean) >= _ROUNDED
+        bright_fit = _robust_fit(moments.at(bright))
+        clipped = _falls_short(moments.at(dim), bright_fit.line)
+        fit = bright_fit if clipped else fit
+    if fit.line.gain < _COARSE:
+        fine = fit.line.at(fit.moments.mean) >= _ROUNDED
         coarse = bool(np.mean(fine) < 0.5)
         if enough(fine) and not fine.all():
-            found = _iterated(found.moments.at(fine))
-    return replace(found, clipped=clipped, coarse=coarse)
+            fit = _robust_fit(fit.moments.at(fine))
+    return replace(fit, clipped=clipped, coarse=coarse)
 
 
 def _falls_short(dim: Moments, line: Line) -> bool:
     """Whether blocks with zeros have less noise than the line of the other blocks, and are not counts."""
-    each = line.at(dim.mean)
-    weight = 1 / dim.variance_of_variance(each, line.gain)
-    variance, mean, expected = (float(np.average(of, weights=weight)) for of in (dim.variance, dim.mean, each))
+    on_line = line.at(dim.mean)
+    weight = 1 / dim.variance_of_variance(on_line, line.gain)
+    variance, mean, expected = (float(np.average(a, weights=weight)) for a in (dim.variance, dim.mean, on_line))
     least = max(4 / float(weight.sum()) ** 0.5, 0.02 * expected)
     return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
 
 
-def _iterated(moments: Moments) -> Fit:
+def _robust_fit(moments: Moments) -> Fit:
     """Fit by iteratively reweighted least squares: inverse sampling variance, reduced for outliers."""
     line = _first_line(moments)
     for _ in range(30):
         expected = line.at(moments.mean)
-        scatter = moments.variance_of_variance(expected, line.gain)
-        away = np.abs(moments.variance - expected) / np.sqrt(scatter)
-        scale = max(1.0, 1.4826 * float(np.median(away)))
-        weight = np.clip((_NO_WEIGHT - away / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1) / scatter
+        chance = moments.variance_of_variance(expected, line.gain)
+        residual = np.abs(moments.variance - expected) / np.sqrt(chance)
+        scale = max(1.0, 1.4826 * float(np.median(residual)))
+        weight = np.clip((_NO_WEIGHT - residual / scale) / (_NO_WEIGHT - _FULL_WEIGHT), 0, 1) / chance
         gain, intercept = _line_of(_line_sums(moments, weight).sum(1))
         before, line = line, Line(float(gain), float(intercept))
         if not line.gain > 0 or abs(before.gain - line.gain) < 1e-6 * line.gain:
@@ -160,7 +160,7 @@ class Known:
     offset: tuple[float, float] | None = None  # ADU, with its standard error
     read_noise: float | None = None  # electrons
     multiplying: bool | None = None
-    imposed: bool = True  # whether the gain determines the slope of the third moment; not in smoothed images
+    raw: bool = True  # whether the gain determines the slope of the third moment; not in smoothed images
 
 
 @dataclass(frozen=True)
@@ -179,26 +179,25 @@ class Numbers:
 def numbers_of(fit: Fit, known: Known, seed: int) -> Numbers:
     """Return the numbers of a camera; without third moments (two frames) the offset is known within bounds only."""
     # the same bootstrap draws for both, because errors of variance and third moment of a block are correlated
-    blocks, kept = fit.moments, fit.kept
+    blocks, inliers = fit.moments, fit.inliers
     sums, cubes = _resampled(_line_sums(blocks, fit.weight), seed), None
     if not np.isnan(blocks.third).all():
         w = (fit.weight > 0) / blocks.variance_of_third(fit.line.at(blocks.mean), fit.line.gain)
         x, k = blocks.mean, np.nan_to_num(blocks.third)
         cubes = _resampled(np.stack([w, w * x, w * x * x, w * k, w * x * k]), seed)
-    darkest = float(np.min(kept.mean + 3 * np.sqrt(np.maximum(kept.variance, ROUNDING) / kept.samples)))
-    tries = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
-    solved = [_solve(sums, cubes, known, q, darkest, np.random.default_rng((seed, 5))) for q in tries]
-    ratio = None if cubes is None else _ratio(cubes, solved[0], known)
-    multiplying, undecided = _multiplying(ratio, known)
-    best = solved[-1] if multiplying else solved[0]
-    allowed = solved if undecided else [best]
-    low, high = min(each.low for each in allowed), max(each.high for each in allowed)
+    darkest = float(np.min(inliers.mean + 3 * np.sqrt(np.maximum(inliers.variance, ROUNDING) / inliers.samples)))
+    slopes = [POISSON, MULTIPLIED] if known.multiplying is None else [MULTIPLIED if known.multiplying else POISSON]
+    solutions = [_solve(sums, cubes, known, q, darkest, np.random.default_rng((seed, 5))) for q in slopes]
+    third = None if cubes is None else _third_slope(cubes, solutions[0], known)
+    multiplying, undecided = _multiplying(third, known)
+    best = solutions[-1] if multiplying else solutions[0]
+    possible = solutions if undecided else [best]
     return Numbers(
-        gain=_estimate(best.gain[0], *(each.gain[1:] for each in allowed)),
-        offset=Estimate(float(best.offset[0]), low, high),
-        read_noise=_estimate(best.read_noise[0], *(each.read_noise[1:] for each in allowed)),
+        gain=_estimate(best.gain[0], *(solution.gain[1:] for solution in possible)),
+        offset=Estimate(float(best.offset[0]), min(s.low for s in possible), max(s.high for s in possible)),
+        read_noise=_estimate(best.read_noise[0], *(solution.read_noise[1:] for solution in possible)),
         intercept=float(best.intercept[0]),
-        third=ratio,
+        third=third,
         multiplying=multiplying,
         undecided=undecided,
     )
@@ -206,11 +205,10 @@ def numbers_of(fit: Fit, known: Known, seed: int) -> Numbers:
 
 def _resampled(sums: Floats, seed: int) -> Floats:
     """Return sums over all blocks, then over bootstrap replicates, which draw clusters of neighbouring blocks."""
-    many = min(sums.shape[1], _MOST_CLUSTERS)
-    edges = np.linspace(0, sums.shape[1], many + 1).astype(int)[:-1]
-    draws = np.random.default_rng((seed, 3)).multinomial(many, np.full(many, 1 / many), _REPLICATES)
-    resampled: Floats = np.add.reduceat(sums, edges, axis=1) @ np.concatenate([np.ones((1, many)), draws]).T
-    return resampled
+    n = min(sums.shape[1], _MOST_CLUSTERS)
+    edges = np.linspace(0, sums.shape[1], n + 1).astype(int)[:-1]
+    draws = np.random.default_rng((seed, 3)).multinomial(n, np.full(n, 1 / n), _REPLICATES)
+    return np.asarray(np.add.reduceat(sums, edges, axis=1) @ np.concatenate([np.ones((1, n)), draws]).T)
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,7 @@ def _solve(
             crossing = gain * known.read_noise**2 - intercept / gain
         elif cubes is not None:
             w, x, xx, k, xk = cubes
-            slope = q * gain**2 if known.imposed else (xk - x * k / w) / (xx - x * x / w)
+            slope = q * gain**2 if known.raw else (xk - x * k / w) / (xx - x * x / w)
             # a slope that noise has made negative gives no offset
             crossing = np.where(slope > 0, (x - k / np.where(slope > 0, slope, 1)) / w, -np.inf)
         else:  # only the bounds are known
@@ -254,31 +252,31 @@ def _solve(
         if not math.isfinite(read):
             break
     # bounds have errors of their own: the spread of clipped replicates would be too small
-    alone, least, most = (_estimate(each[0], each[1:]) for each in (crossing, lowest, highest))
-    low, high = alone.low, alone.high
+    unbounded, lower, upper = (_estimate(values[0], values[1:]) for values in (crossing, lowest, highest))
+    low, high = unbounded.low, unbounded.high
     if free:
-        low = min(max(low, least.low), max(most.low, least.low), float(offset[0]))
-        high = max(min(max(high, least.high), max(most.high, least.high)), float(offset[0]))
+        low = min(max(low, lower.low), max(upper.low, lower.low), float(offset[0]))
+        high = max(min(max(high, lower.high), max(upper.high, lower.high)), float(offset[0]))
     return _Solution(gain, intercept, offset, np.sqrt(variance) / gain, low, high)
 
 
-def _ratio(cubes: Floats, solved: _Solution, known: Known) -> Estimate:
+def _third_slope(cubes: Floats, solution: _Solution, known: Known) -> Estimate:
     """Return the slope of the third moment over gain^2."""
     w, x, xx, k, xk = cubes
-    origin = x / w if known.offset is None else solved.offset
-    values = (xk - origin * k) / (xx - 2 * origin * x + origin**2 * w) / solved.gain**2
+    origin = x / w if known.offset is None else solution.offset
+    values = (xk - origin * k) / (xx - 2 * origin * x + origin**2 * w) / solution.gain**2
     return _estimate(values[0], values[1:])
 
 
-def _multiplying(ratio: Estimate | None, known: Known) -> tuple[bool, bool]:
+def _multiplying(third: Estimate | None, known: Known) -> tuple[bool, bool]:
     """Return whether the detector multiplies electrons, and whether that is undecided."""
     if known.multiplying is not None:
         return known.multiplying, False
-    if ratio is None or not known.imposed or not math.isfinite(ratio.low + ratio.high):
-        return False, ratio is None or known.imposed
-    error = max((ratio.high - ratio.low) / 4, _SYSTEMATIC)
-    undecided = max(ratio.value - POISSON, MULTIPLIED - ratio.value) < 3 * error
-    return ratio.value > (POISSON + MULTIPLIED) / 2 and not undecided, undecided
+    if third is None or not known.raw or not math.isfinite(third.low + third.high):
+        return False, third is None or known.raw
+    error = max((third.high - third.low) / 4, _SYSTEMATIC)
+    undecided = max(third.value - POISSON, MULTIPLIED - third.value) < 3 * error
+    return third.value > (POISSON + MULTIPLIED) / 2 and not undecided, undecided
 
 
 def _estimate(value: float, *replicates: Floats) -> Estimate:
