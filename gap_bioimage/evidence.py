@@ -18,13 +18,13 @@ Planes = list[Floats]
 
 _STILL = 1.2  # variance/mean of frame differences above which something may move
 _AREA = 0.8  # fraction of pixels equal to their neighbour in masks and labels
-_SIDE, _GAP, _LEAST_GAPS = 3, 0.7, 3  # levels on either side of a gap, its filling relative to theirs, and fewest gaps
-_BESIDE_GAP = 0.9  # filling of the level next to a sudden gap, relative to the fullest level on that side
-_PER_LEVEL = 10  # mean pixels per level above which levels without neighbours are no chance
+_SIDE, _GAP, _LEAST_GAPS = 3, 0.7, 3  # levels on either side of a gap, pixels in it relative to theirs, and fewest gaps
+_BESIDE_GAP = 0.9  # pixels at the level next to a sudden gap, relative to the fullest level on that side
+_PER_LEVEL = 10  # pixels per level from which on a histogram without adjacent levels is not chance
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels searched for a common step, and its largest multiple
-_FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons in each from which on equality is no chance
+_FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons per frame from which on equality is not chance
 _CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
-_FEW_CLASSES, _ISOLATED = 4, 20  # most values in a map of classes; isolated pixels expected by chance for a verdict
+_FEW_CLASSES, _ISOLATED = 4, 20  # most values of a class map, and fewest isolated pixels that photons would have
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # fewest pairs, photons in a pair, fraction close by (photons: 0.64)
 _MOST_HOT = 0.01  # fraction of hot pixels; more are single photons of a detector that multiplies electrons
 _FEW_DEAD, _RARER = 0.01, 20  # most dead pixels, as a fraction; zeros per pixel of -1 above which -1 marks dead pixels
@@ -65,7 +65,7 @@ def measure(photons: xr.DataArray) -> Evidence:
 
     The statistics are those of all pixels, read once in chunks; the rest is measured on about 4 million pixels.
     """
-    whole = _scanned(values := photons.data if isinstance(photons.data, np.ndarray) else photons.values)
+    whole = _statistics_only(values := photons.data if isinstance(photons.data, np.ndarray) else photons.values)
     varies = whole.statistics.minimum < whole.statistics.maximum  # False for empty images (NaN)
     if values.dtype.kind not in "biuf" or whole.statistics.nonfinite or min(whole.size) < 3 or not varies:
         return whole
@@ -75,7 +75,7 @@ def measure(photons: xr.DataArray) -> Evidence:
     if inside := (margins := _within_margins(planes)) or _within_cleared(planes, whole):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
         part = "a margin of one value" if margins else "a cleared region"
-        whole = replace(_scanned(values), left_out=(f"{part} is left out",))
+        whole = replace(_statistics_only(values), left_out=(f"{part} is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
     statistics, unit, singles = whole.statistics, whole.unit, as_stack(values)
     hot = np.zeros(whole.size, bool)
@@ -116,11 +116,10 @@ def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> 
         return values, stack, whole
     if dims == ("t", "y", "x") and len(values) <= _FRAMES:
         values = frames[0]
-    return values, frames, replace(_scanned(values), left_out=(*whole.left_out, message))
+    return values, frames, replace(_statistics_only(values), left_out=(*whole.left_out, message))
 
 
-def _scanned(values: Values) -> Evidence:
-    """Return the statistics only."""
+def _statistics_only(values: Values) -> Evidence:
     size = (values.shape[-2], values.shape[-1])
     if values.dtype.kind not in "biuf":
         return Evidence(values.dtype, size, Statistics(values.size, values.size))

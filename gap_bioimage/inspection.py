@@ -35,15 +35,11 @@ class Inspection(Mapping[str, Any]):
     hot_pixels
         Number of pixels brighter than photons can be next to dark neighbours.
     noise_correlation_y, noise_correlation_x
-        Correlation between neighbouring pixels, 0 for raw images, with ``noise_correlation_error`` and
-        ``noise_correlation_method`` ("repeats", "single image" or "none").
-    thinning_correlation
-        Correlation of the noise of two halves of the photons, 0 if GAP's training is valid; ``thinning`` is the same in
-        words.
-    variance_curve
-        Points (mean, variance, standard error of the variance).
-    gain_guess
-        ``gain`` and ``offset`` of the line through the points, for camera images.
+        Of neighbouring pixels, 0 for raw images, with ``_error`` and ``_method`` ("repeats", "single image", "none").
+    thinning, thinning_correlation
+        Noise correlation of two halves of the photons, in words and as a number: 0 if GAP's training is valid.
+    variance_curve, gain_guess
+        Points (mean, variance, its standard error), and for camera images ``gain`` and ``offset`` of their line.
     verdict
         "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``message`` gives the reason.
     source_kind
@@ -174,12 +170,11 @@ def _judge_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
 def _report(
     source: str, photons: xr.DataArray, evidence: Evidence, finding: Finding, options: dict[str, Any]
 ) -> Inspection:
-    metadata, statistics, curve = metadata_of(photons), evidence.statistics, evidence.curve
-    correlation = evidence.correlation
+    metadata, statistics = metadata_of(photons), evidence.statistics
+    curve, correlation = evidence.curve, evidence.correlation
     halves, halves_error, words = _thinning(evidence, finding)
     points = [] if curve is None else np.stack([curve.mean, curve.variance, curve.error], 1).tolist()
-    numbers = {"min": statistics.minimum, "max": statistics.maximum, "mean": statistics.mean}
-    numbers |= {"total": statistics.total}
+    numbers = {"min": statistics.minimum, "max": statistics.maximum, "mean": statistics.mean, "total": statistics.total}
     numbers |= {f"noise_correlation_{name}": getattr(correlation, name) for name in ("y", "x", "error")}
     numbers |= {} if curve is None else {"fano": curve.dark, "fano_bright": curve.bright}
     numbers |= {"pseudo_psnr_db": 10 * math.log10(statistics.mean)} if statistics.total > 0 else {}
@@ -246,7 +241,6 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
 
 
 def _next(finding: Finding, source: str, options: dict[str, Any], photons: xr.DataArray) -> str:
-    """Return the command to run next, or what to look for."""
     dim = "3" if "z" in photons.dims else "2"
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     train = ["gap-bioimage", "train", source, "--dim", dim, "--out", "RUN", *flags]

@@ -42,22 +42,16 @@ class Calibration:
         "stack" (frames of the same field) or "one image".
     offset_from
         "given", "dark frames", "given read noise", or "noise" (third moment and bounds).
-    images, dark
-        File names without folders.
-    frames, dark_frames
-        Number of frames of the same field, and of dark frames.
-    goodness
-        The photon-transfer curve of groups of blocks, with the chi-square of a straight line.
-    line
-        The fitted line.
+    images, dark, frames, dark_frames
+        File names without folders, and numbers of frames of the same field.
+    goodness, line
+        The photon-transfer curve of groups of blocks with the chi-square of a straight line, and the fitted line.
     cloud
         (2, blocks): mean and variance of a few thousand single blocks.
     correlation
         Correlation of the noise of neighbouring pixels along y and x.
     third
         Slope of the third moment over gain^2: 1 for Poisson light, 1.5 after electron multiplication.
-    warnings
-        Full sentences.
     counts
         Whether the images are already photon counts.
     """
@@ -177,12 +171,8 @@ def calibrate(
     data = _measure(frames, dark_frames)
     if multiplying is None and (frames.count < 3 or data.fit.outlier_fraction > _LEFT_OUT):
         multiplying = False  # fine structure of an image and moving objects have third moments of their own
-    known = Known(
-        dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0),
-        read_noise,
-        multiplying,
-        raw=abs(data.correlation.largest) < CORRELATED,
-    )
+    known_offset = dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0)
+    known = Known(known_offset, read_noise, multiplying, raw=abs(data.correlation.largest) < CORRELATED)
     numbers = numbers_of(data.fit, known, seed)
     _check_numbers(frames.name, data.moments, numbers, known)
     if frames.count == 1:  # some of its structure passes for noise
@@ -203,8 +193,6 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Measurements:
-    """The input of a calibration and the noise measured on it."""
-
     frames: Frames
     dark: Dark | None
     moments: Moments  # of blocks that are not saturated
@@ -212,11 +200,6 @@ class _Measurements:
     correlation: Correlation  # between neighbouring pixels
     between_frames: float  # correlation between successive frames
     fit: Fit
-
-    @property
-    def shared(self) -> float:
-        """The largest correlation of the noise, between neighbouring pixels or successive frames."""
-        return max(abs(self.correlation.largest), self.between_frames)
 
 
 def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
@@ -302,20 +285,19 @@ def _short(value: float) -> float | None:
 
 
 def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:
-    """Yield warnings: about the images first, then in order of severity."""
-    fit, dark = data.fit, data.dark
+    fit, dark, offset = data.fit, data.dark, numbers.offset
+    correlated = max(abs(data.correlation.largest), data.between_frames) >= CORRELATED
     if data.frames.left_out:
         yield data.frames.left_out
-    if data.shared >= CORRELATED:
-        y, x, t = data.correlation.y, data.correlation.x, data.between_frames
-        where = f"{y:.2f} along y, {x:.2f} along x, {t:.2f} in time"
+    if correlated:
+        where = f"{data.correlation.y:.2f} along y, {data.correlation.x:.2f} along x, {data.between_frames:.2f} in time"
         yield f"the noise is correlated ({where}), as if smoothed or resampled: the gain is too small; use raw images"
     if bends := curve.bends(_BENT):
         change = "rises above" if bends > 0 else "falls short of"
         cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
         cause += " or dark frames of other settings" if dark is not None else ""
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
-    elif curve.chi_square > _MISFIT and data.shared < CORRELATED:
+    elif curve.chi_square > _MISFIT and not correlated:
         yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
         yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give --multiplying)"
@@ -327,10 +309,9 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         yield "the noise is hardly more than one ADU and distorted by rounding; use more light or a higher camera gain"
     if data.frames.count == 1:
         yield "the result rests on one image, whose fine structure passes for noise; use frames of the same field"
-    offset = numbers.offset
     if offset.low == offset.high and numbers.read_noise.high == 0:
         yield f"the variance would be negative at the offset of {offset.value:g} ADU, which may be too low"
-    if numbers.undecided and data.frames.count > 2 and data.shared < CORRELATED:
+    if numbers.undecided and data.frames.count > 2 and not correlated:
         yield "the noise does not show whether electrons are multiplied; the offset's interval allows for both"
     if dark is not None and dark.frames.count < _ENOUGH_DARK:
         yield f"{dark.frames.count} dark frames give a poor read noise or none; record {_ENOUGH_DARK} or more"

@@ -59,7 +59,7 @@ class Dark:
 
     @cached_property
     def pattern(self) -> Floats | None:
-        """Fixed-pattern offset, (y, x) in ADU with mean 0, shrunk by the scatter due to chance; 0 at hot pixels."""
+        """Fixed-pattern offset, (y, x) in ADU with mean 0, shrunk to remove scatter due to chance; 0 at hot pixels."""
         if self.pixel_variance is None:
             return None
         pattern, cold = np.zeros_like(self.pixel_offset), _cold(self.pixel_offset)
@@ -68,7 +68,7 @@ class Dark:
         return pattern
 
     def maps(self, gain: float) -> PixelMaps | None:
-        """Return offset and read noise of each pixel, shrunk towards their means by the scatter due to chance."""
+        """Return offset and read noise of each pixel, shrunk towards their means to remove scatter due to chance."""
         variance, count = self.pixel_variance, self.frames.count
         if variance is None:
             return None
@@ -78,7 +78,6 @@ class Dark:
 
 
 def _cold(offset: Floats) -> Flags:
-    """Return which pixels are not hot."""
     deviation = np.abs(offset - np.median(offset))
     return np.asarray(deviation <= _HOT * max(float(np.median(deviation)), 1.0))
 
@@ -99,9 +98,8 @@ def frames_of(
     path = images if isinstance(images, (str, Path)) else None
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
     name = Path(str(image.attrs.get("source", image.name or what))).name
-    if image.sizes.get("c", 1) > 1:
-        problem = f"{name} has {image.sizes['c']} channels, expected one, because each may be from another camera"
-        raise AxesError(f"{problem}; choose one with --channel (in Python isel(c=0))")
+    if (count := image.sizes.get("c", 1)) > 1:  # each may be from another camera
+        raise AxesError(f"{name} has {count} channels, expected one; choose it with --channel (in Python isel(c=0))")
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
     if min(values.shape[-2:]) < _LEAST_PX or not values.size:
@@ -111,8 +109,7 @@ def frames_of(
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected camera values; save it with 16 bits")
     statistics = scan(values)
     if statistics.nonfinite or statistics.minimum == statistics.maximum:
-        problem = f"{name} has pixels that are NaN or infinite, or the same value everywhere"
-        raise NotPhotonCountsError(f"{problem}, expected camera values with noise; use raw images")
+        raise NotPhotonCountsError(f"{name} has NaN, infinite or constant values, expected noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not statistics.fractional and statistics.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         problem = f"{name} has two values only, like masks and one-bit frames, which need no camera"

@@ -82,11 +82,11 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     panels = figure.subplots(2, 2)
     values = image.values.astype(np.uint8) if image.dtype == bool else image.data
     planes = [np.nan_to_num(s.mean) for s in snapshots_of(as_stack(values), FEW_PIXELS, False)]
-    plane = max(planes, key=lambda image: float(image.mean()))
+    plane = max(planes, key=np.mean)
     low, high = float(plane.min()), float(np.percentile(plane, 99.8))
-    drawn = show(panels[0, 0], f"brightest plane ({image.dtype})", plane, max(high, low + 1e-6), vmin=low)
-    figure.colorbar(drawn, shrink=0.8)
-    _draw_histogram(panels[0, 1], np.concatenate([plane.ravel() for plane in planes]), report)
+    shown = show(panels[0, 0], f"brightest plane ({image.dtype})", plane, max(high, low + 1e-6), vmin=low)
+    figure.colorbar(shown, shrink=0.8)
+    _draw_histogram(panels[0, 1], np.concatenate(planes, axis=None), report)
     _draw_curve(panels[1, 0], report)
     _draw_correlation(panels[1, 1], report)
     for axes in panels.flat:
@@ -104,7 +104,6 @@ def _draw_histogram(axes: Axes, values: Floats, report: Inspection) -> None:
 
 
 def _draw_curve(axes: Axes, report: Inspection) -> None:
-    """Draw the curve, the line of photon counts and, for a camera, the estimated line."""
     fano = ": too few pixels" if report.fano is None else f", variance/mean {report.fano:.3g} in the dark"
     axes.set(xlabel="mean", ylabel="variance of the noise", title=f"variance against mean{fano}")
     if not report.variance_curve:
