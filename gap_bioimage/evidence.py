@@ -83,8 +83,8 @@ def measure(photons: xr.DataArray) -> Evidence:
         hot = np.asarray(hot_pixels(singles[:: max(1, len(singles) // 64), 0]).any(0))
         hot &= bool(hot.mean() <= _MOST_HOT)
     excluded = np.asarray(values[..., hot], np.float64)
-    samples = _samples(singles, hot)
-    channels = np.moveaxis(values, photons.dims.index("c"), 0)[:5] if "c" in photons.dims else ()
+    samples = [s.mean for s in m.snapshots_of(singles, FEW_PIXELS, False, hot)]
+    channels = list(np.moveaxis(values, photons.dims.index("c"), 0)) if "c" in photons.dims else []
     unit = common_step(np.concatenate(samples, axis=None)) if statistics.fractional else unit
     return replace(
         whole,
@@ -97,13 +97,9 @@ def measure(photons: xr.DataArray) -> Evidence:
         unit=unit,
         **_noise(stack, singles, hot, unit or 1.0),
         planes=samples,
-        colours=channel_correlation([_samples(as_stack(channel)) for channel in channels]),
+        colours=channel_correlation(channels),
         hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
     )
-
-
-def _samples(stack: Values, hot: Flags | None = None) -> Planes:
-    return [snapshot.mean for snapshot in m.snapshots_of(stack, FEW_PIXELS, False, hot)]
 
 
 def _without_repeats(values: Values, dims: tuple[Any, ...], whole: Evidence) -> tuple[Values, Values, Evidence]:
@@ -245,9 +241,8 @@ def is_class_map(planes: Planes) -> bool:
 def typical_of_photons(planes: Planes) -> bool:
     """Whether neighbouring pixels differ as photon counts do, edges excluded.
 
-    The standard deviation of a difference of counts is the square root of their sum. Among neighbours that differ by
-    less than three standard deviations, but not by 0, 64 to 68 % differ by less than one; with a variance 1.3 times as
-    large, 57 to 62 % do.
+    The variance of a difference of counts is their sum. Of the differences that are not 0 and below three standard
+    deviations, 64 to 68 % are below one; with a variance 1.3 times as large, 57 to 62 % are.
     """
     near = far = 0
     for plane in planes:
@@ -262,8 +257,7 @@ def typical_of_photons(planes: Planes) -> bool:
 def third_over_variance(planes: Planes) -> tuple[float, float]:
     """Return the third moment of the noise over its variance, with its standard error, in the darkest blocks.
 
-    It is 1 for photons and at most the gain for cameras, whose read noise is symmetric. In maximum projections it is
-    much larger.
+    It is 1 for photons, at most the gain for cameras (read noise is symmetric), and much larger in maximum projections.
     """
     blocks: list[list[Floats]] = []
     for plane in planes[:: max(1, len(planes) * planes[0].size >> 20)]:
@@ -312,10 +306,11 @@ def one_bit(planes: Planes) -> bool:
     return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
 
 
-def channel_correlation(channels: list[Planes]) -> float:
+def channel_correlation(channels: list[Values]) -> float:
     """Return the smallest noise correlation between successive channels, two to four; it is large for colours."""
-    if not 2 <= len(channels) <= 4 or min(channels[0][0].shape) < len(m.RIPPLE):
+    if not 2 <= len(channels) <= 4 or min(channels[0].shape[-2:]) < len(m.RIPPLE):
         return 0.0
     ripple = np.outer(m.RIPPLE, m.RIPPLE)
-    noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in planes]) for planes in channels]
+    planes = [[s.mean for s in m.snapshots_of(as_stack(channel), FEW_PIXELS, False)] for channel in channels]
+    noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in images]) for images in planes]
     return min(float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300) for a, b in pairwise(noise))

@@ -242,8 +242,8 @@ def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -
     frames, dark, gain, offset, blocks = data.frames, data.dark, numbers.gain, numbers.offset, data.fit.inliers
     estimated = "noise" if known.read_noise is None else "given read noise"
     source: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
-    source |= {"frames": frames.count, "dark": None if dark is None else dark.frames.name}
-    source |= {"dark_frames": 0 if dark is None else dark.frames.count}
+    dark_name, dark_count = (None, 0) if dark is None else (dark.frames.name, dark.frames.count)
+    source |= {"frames": frames.count, "dark": dark_name, "dark_frames": dark_count}
     measured = {name: value for name, value in source.items() if value}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
     correlation = data.correlation

@@ -61,8 +61,7 @@ class Detector:
     maps
         Offset and read noise of each pixel, for images of exactly the same pixels.
     moved
-        Whether values are transformed to a Poisson distribution (``like_photons``), as anchored networks expect,
-        instead of being rounded to counts.
+        Whether values are given a Poisson distribution (``like_photons``), for anchored networks, rather than rounded.
     """
 
     camera: Camera

@@ -27,8 +27,7 @@ class Curve:
     mean: Floats
     variance: Floats
     error: Floats  # standard error of the variance
-    # at mean zero, with standard errors; of a parabola, because dead time and structure bend the curve, unless a line
-    # fits better; NaN with too few groups
+    # at mean zero, with standard errors, of a parabola (dead time and structure bend lines) or a better line; else NaN
     intercept: tuple[float, float] = (math.nan, math.inf)  # 0 for counts
     slope: tuple[float, float] = (math.nan, math.inf)  # 1 for counts
     chi_square: float = math.inf  # of a straight line, per degree of freedom; about 1 for cameras

@@ -126,9 +126,8 @@ def _line_sums(moments: Moments, w: Floats) -> Floats:
 def _line_of(sums: Floats, read: float = 0.0, multiplying: float = POISSON) -> tuple[Floats, Floats]:
     """Return gain and intercept from sums (7, ...) over blocks, corrected for the noise of the blocks' means.
 
-    The mean of a block has the sampling variance variance / samples, and the covariance third moment / samples with its
-    variance. With the third moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both corrections combine
-    into one in the denominator.
+    The mean of a block has the sampling variance variance / samples, and the covariance third / samples with ``y``.
+    With the third moment ``multiplying gain (variance - read)``, ``read`` in ADU^2, both are one term in ``spread``.
     """
     w, x, xx, y, xy, n, ny = sums
     spread = xx - x * x / w + (multiplying - 1) * ny - multiplying * read * n

@@ -1,8 +1,7 @@
 """The shift added to a camera's electrons to make their variance equal to their mean.
 
-Read noise, digitisation and rounding to counts add variance to the electrons. The shift is computed from the
-probability of each value; the only approximation is normal read noise. ``like_photons`` (filters.py) corrects the
-rest of the distribution.
+Read noise, digitisation and rounding to counts add variance to the electrons. The shift follows from the probability of
+each value, exactly if read noise is normal. ``like_photons`` (filters.py) corrects the rest of the distribution.
 """
 
 import functools
