@@ -48,7 +48,7 @@ def plot_calibration(found: Calibration) -> Figure:
     _draw_points(lower, signal, 100 * (curve.variance / expected - 1), 200 * curve.error / expected)
     lower.set_ylim(*np.clip(lower.get_ylim(), -60, 60))
     quality = f"chi-square {curve.chi_square:.2f} per degree of freedom ({curve.freedom})"
-    lower.set(ylabel="off the line (%)", xlabel=f"mean - offset (ADU); {quality}")
+    lower.set(ylabel="deviation (%)", xlabel=f"mean - offset (ADU); {quality}")
     counts = ": already photon counts" if found.counts else ""
     title = [*textwrap.wrap(f"{found.images}, {found.frames} frames{counts}", 80)]
     title += [f"gain {found.gain} ADU per {found.unit}", f"offset {found.offset} ADU (from: {found.offset_from})"]
