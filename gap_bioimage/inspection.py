@@ -86,7 +86,7 @@ class Inspection(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]

@@ -146,18 +146,18 @@ def distinct(stack: Values) -> tuple[Values, str]:
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which must have the size of the images and be darker."""
-    found = frames_of(dark, dims=dims, what="the dark stack")
-    size, expected = found.values.shape[2:], frames.values.shape[2:]
+    unlit = frames_of(dark, dims=dims, what="the dark stack")
+    size, expected = unlit.values.shape[2:], frames.values.shape[2:]
     if size != expected:
-        raise AxesError(f"{found.name} has {size} pixels, expected {expected} as {frames.name}; record equal sizes")
-    film = found.values.reshape(-1, *size)  # without light, planes are frames of the same field
-    found, count = replace(found, values=film[np.newaxis]), len(film)
+        raise AxesError(f"{unlit.name} has {size} pixels, expected {expected} as {frames.name}; record equal sizes")
+    film = unlit.values.reshape(-1, *size)  # without light, planes are frames of the same field
+    unlit, count = replace(unlit, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
     level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
     cold = mean[_cold(mean)]
     error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(cold.std() / cold.size**0.5)
     if cold.mean() > float(np.mean(frames.values[:, 0], dtype=np.float64)):
-        problem = f"{found.name} is brighter than {frames.name}, expected dark frames"
+        problem = f"{unlit.name} is brighter than {frames.name}, expected dark frames"
         raise NotPhotonCountsError(f"{problem}; swap them, or record with the shutter closed")
     squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
-    return Dark(found, (float(cold.mean()), error), mean, squares / (count - 1) if count > 1 else None)
+    return Dark(unlit, (float(cold.mean()), error), mean, squares / (count - 1) if count > 1 else None)

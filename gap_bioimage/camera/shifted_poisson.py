@@ -66,13 +66,13 @@ def camera_shift(gain: float, phase: float, noise: float, deviation: float) -> f
         mean = first @ chances
         return float(np.mean(second @ chances - mean**2) - np.mean(mean - electrons))
 
-    tried = guess + np.linspace(-0.35, 0.35, 29)
-    found = np.array([excess(float(shift)) for shift in tried])
-    changes = np.flatnonzero(np.sign(found[:-1]) != np.sign(found[1:]))
+    shifts = guess + np.linspace(-0.35, 0.35, 29)
+    values = np.array([excess(float(shift)) for shift in shifts])
+    changes = np.flatnonzero(np.sign(values[:-1]) != np.sign(values[1:]))
     if not changes.size:
-        return float(tried[np.argmin(np.abs(found))])
-    nearest = min(changes, key=lambda i: abs(tried[i] - guess))
-    return float(scipy.optimize.brentq(excess, tried[nearest], tried[nearest + 1]))
+        return float(shifts[np.argmin(np.abs(values))])
+    nearest = min(changes, key=lambda i: abs(shifts[i] - guess))
+    return float(scipy.optimize.brentq(excess, shifts[nearest], shifts[nearest + 1]))
 
 
 @functools.lru_cache(maxsize=64)
