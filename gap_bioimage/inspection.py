@@ -1,4 +1,4 @@
-"""What an image is, and what to do about it: one table of rules over what was measured."""
+"""Inspection of an image: its metadata, noise and verdict, and the command to run next."""
 
 import math
 import shlex
@@ -16,38 +16,36 @@ from gap_bioimage.evidence import Evidence
 from gap_bioimage.io.image import as_image, metadata_of
 from gap_bioimage.judging import Finding, judge_image, processed
 
-_JPEG_TAGS = (6, 7)
-_SURE = 4.0  # standard errors
-_SMALL = 0.03  # correlation of thinned halves that costs nothing
-_RAW = "look for the file as the detector's software saved it, and inspect that one"
+_JPEG_TAGS = (6, 7)  # TIFF compression
+_SURE = 4.0  # standard errors above which an effect is significant
+_SMALL = 0.03  # correlation of thinned halves that is harmless
+_RAW = "find the file that the detector's software saved, and inspect that one"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Mapping[str, Any]):
-    """What an image is; it reads like the dictionary that ``to_dict`` returns, too. Unknown numbers are None.
+    """The result of ``inspect``, which can also be read like a dictionary. Unknown numbers are None.
 
     Attributes
     ----------
     fano, fano_bright
-        Variance / mean of the noise in the darker part and in the brightest, 1 for photon counts.
+        Variance/mean of the noise in the darker part and in the brightest, 1 for photon counts.
     lattice
-        The number that divides all values.
+        Largest number of which all values are multiples.
     hot_pixels
-        How many hold more than photons can where the neighbours are so dark.
+        Number of pixels brighter than photons can be next to dark neighbours.
     noise_correlation_y, noise_correlation_x
         Of neighbouring pixels, 0 for raw images, with ``_error`` and ``_method`` ("repeats", "single image", "none").
-    thinning_correlation
-        Of the noise of two halves of the photons, 0 where GAP's training is valid; ``thinning`` the same in words.
-    variance_curve
-        Points of mean, variance and its error.
-    gain_guess
-        ``gain`` and ``offset`` of the line through them, for camera images.
+    thinning, thinning_correlation
+        Noise correlation of two halves of the photons, in words and as a number: 0 if GAP's training is valid.
+    variance_curve, gain_guess
+        Points (mean, variance, its standard error), and for camera images ``gain`` and ``offset`` of their line.
     verdict
         "photon counts", "counts times k", "camera image", "processed" or "not usable"; ``message`` gives the reason.
     source_kind
-        "counts", "one-bit frames", "camera", "processed", "mask" (labels and classes, too) or "no image".
+        "counts", "one-bit frames", "camera", "processed", "mask" (or labels, classes) or "no image".
     next
-        A command to type, or for images that are of no use, what to look for.
+        A command to run or, for unusable images, what to look for.
     """
 
     image: str
@@ -87,8 +85,8 @@ class Inspection(Mapping[str, Any]):
     next: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """Return all fields, ready for JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def __getitem__(self, key: str) -> Any:
         return self.to_dict()[key]
@@ -111,7 +109,7 @@ def inspect(
     dims: str | None = None,
     plot: Path | str | None = None,
 ) -> Inspection:
-    """Tell what an image is and what to do with it; bad values are reported, not raised.
+    """Classify an image and name the next step. Bad values are reported, not raised.
 
     Parameters
     ----------
@@ -120,9 +118,9 @@ def inspect(
     axes, channel, time, series, level
         As in :func:`gap_bioimage.read_photons`, for files.
     dims
-        The axes of a plain array, such as "tyx".
+        Axes of a plain array, such as "tyx".
     plot
-        A PNG to write: :func:`gap_bioimage.camera.plots.plot_inspection`.
+        PNG to write: :func:`gap_bioimage.camera.plots.plot_inspection`.
 
     Raises
     ------
@@ -131,22 +129,22 @@ def inspect(
     """
     from gap_bioimage.io import read_photons
 
-    given: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
-    known = {key: value for key, value in given.items() if value is not None}
+    selection: dict[str, Any] = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
+    options = {key: value for key, value in selection.items() if value is not None}
     photons, path = None, Path(image) if isinstance(image, (str, Path)) else None
-    typed = "the image" if path is None else str(path)
+    source = "the image" if path is None else str(path)
     try:
         if path is not None:
-            photons, name = read_photons(path, check=False, **given), path.name
+            photons, name = read_photons(path, check=False, **selection), path.name
         else:
-            photons, known = as_image(image, dims or axes).transpose(..., "y", "x"), {}
-            typed = name = str(photons.attrs.get("source", photons.name or typed))
+            photons, options = as_image(image, dims or axes).transpose(..., "y", "x"), {}
+            source = name = str(photons.attrs.get("source", photons.name or source))
         evidence, finding = judge_image(photons, name)
         if path is not None and finding.verdict != "not usable":
-            finding = _of_file(path, photons.dtype) or finding
-        report = _report(typed, photons, evidence, finding, known)
-    except NotPhotonCountsError as error:  # a picture, by its own kind of error
-        report = Inspection(image=typed, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
+            finding = _judge_file(path, photons.dtype) or finding
+        report = _report(source, photons, evidence, finding, options)
+    except NotPhotonCountsError as error:  # the reader refused a picture
+        report = Inspection(image=source, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
     if plot is not None:
         from gap_bioimage.camera.plots import plot_inspection
         from gap_bioimage.pictures import save_figure
@@ -155,10 +153,10 @@ def inspect(
     return report
 
 
-def _of_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
-    """Judge by what a file says of itself: compression by JPEG, which keeps 16 bits only, and Fiji's projections."""
+def _judge_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
+    """Judge by file name and compression: Fiji's projections, and JPEG, which is lossless for 16 bits only."""
     if path.name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
-        return processed(f"{path.name} is named as Fiji names projections of stacks", "use the stack")
+        return processed(f"{path.name} is named like a projection made in Fiji", "use the stack")
     if path.suffix.lower() not in (".tif", ".tiff") or dtype.itemsize > 1:
         return None
     import tifffile
@@ -170,30 +168,30 @@ def _of_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
 
 
 def _report(
-    name: str, photons: xr.DataArray, evidence: Evidence, finding: Finding, given: dict[str, Any]
+    source: str, photons: xr.DataArray, evidence: Evidence, finding: Finding, options: dict[str, Any]
 ) -> Inspection:
-    known, found, curve = metadata_of(photons), evidence.statistics, evidence.curve
-    correlation = evidence.correlation
+    metadata, statistics = metadata_of(photons), evidence.statistics
+    curve, correlation = evidence.curve, evidence.correlation
     halves, halves_error, words = _thinning(evidence, finding)
     points = [] if curve is None else np.stack([curve.mean, curve.variance, curve.error], 1).tolist()
-    numbers = {"min": found.minimum, "max": found.maximum, "mean": found.mean, "total": found.total}
+    numbers = {"min": statistics.minimum, "max": statistics.maximum, "mean": statistics.mean, "total": statistics.total}
     numbers |= {f"noise_correlation_{name}": getattr(correlation, name) for name in ("y", "x", "error")}
     numbers |= {} if curve is None else {"fano": curve.dark, "fano_bright": curve.bright}
-    numbers |= {"pseudo_psnr_db": 10 * math.log10(found.mean)} if found.total > 0 else {}
+    numbers |= {"pseudo_psnr_db": 10 * math.log10(statistics.mean)} if statistics.total > 0 else {}
     return Inspection(
-        image=name,
+        image=source,
         axes="".join(map(str, photons.dims)),
         shape=list(photons.shape),
         dtype=photons.dtype.name,
-        pixel_size_um=dict(known.pixel_size_um),
-        size_um={axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in known.pixel_size_um.items()},
-        interval_s=known.steps.get("t"),
+        pixel_size_um=dict(metadata.pixel_size_um),
+        size_um={axis: float(f"{size * photons.sizes[axis]:.6g}") for axis, size in metadata.pixel_size_um.items()},
+        interval_s=metadata.steps.get("t"),
         frames=photons.sizes.get("t", 1),
         planes=photons.sizes.get("z", 1),
         channels=photons.sizes.get("c", 1),
-        channel_names=list(known.channels),
-        zero_share=found.zeros / max(found.pixels, 1),
-        lattice=0 if found.lattice == 0 else float(f"{evidence.unit or 1:.6g}"),
+        channel_names=list(metadata.channels),
+        zero_share=statistics.zeros / max(statistics.pixels, 1),
+        lattice=0 if statistics.lattice == 0 else float(f"{evidence.unit or 1:.6g}"),
         saturated_share=evidence.saturated,
         hot_pixels=len(evidence.hot) if finding.verdict == "photon counts" else 0,
         noise_correlation_method="repeats" if evidence.repeats else "single image" if correlation.blocks else "none",
@@ -205,13 +203,13 @@ def _report(
         source_kind=finding.kind,
         verdict=finding.verdict,
         message=finding.message,
-        next=_next(finding, name, given, photons),
+        next=_next(finding, source, options, photons),
         **{key: _number(value) for key, value in numbers.items()},
     )
 
 
 def _gain(evidence: Evidence) -> dict[str, float] | None:
-    """Return the camera that a line of variance against mean tells of, if there is such a line."""
+    """Return gain and offset of the line of variance against mean, if it is significant and not that of counts."""
     curve = evidence.curve
     if curve is None or not curve.slope[0] >= _SURE * curve.slope[1]:
         return None
@@ -221,38 +219,37 @@ def _gain(evidence: Evidence) -> dict[str, float] | None:
 
 
 def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float | None, str]:
-    """Correlate the noise of two random halves of the photons, on whose independence GAP rests.
+    """Return the noise correlation of two random halves of the photons, its error, and both in words.
 
-    The halves' noise has the covariance (variance - mean) / 4, and so the correlation (F - 1) / (F + 1) with F the
-    variance over mean; it need not be drawn.
+    GAP requires independent halves. Their noise has the covariance (variance - mean) / 4 and hence the correlation
+    (F - 1) / (F + 1), F being variance over mean, so the halves need not be drawn.
     """
-    found, curve, counts = evidence.statistics, evidence.curve, finding.verdict == "photon counts"
-    if evidence.dtype.kind not in "biuf" or found.nonfinite or found.fractional or found.minimum < 0:
-        return None, None, "not possible: these are no whole numbers from 0 up"
-    if curve is None or not found.total > 0 or finding.verdict == "not usable":
+    statistics, curve, counts = evidence.statistics, evidence.curve, finding.verdict == "photon counts"
+    if evidence.dtype.kind not in "biuf" or statistics.nonfinite or statistics.fractional or statistics.minimum < 0:
+        return None, None, "not possible: values are not whole numbers of at least 0"
+    if curve is None or not statistics.total > 0 or finding.verdict == "not usable":
         return None, None, "not tested: too few photons" if counts else "not tested"
     value = (curve.dark - 1) / (curve.dark + 1)
     error = 2 * curve.dark * curve.dark_error / (curve.dark + 1) ** 2
     if abs(value) <= max(_SMALL, _SURE * error):
-        words = "valid: the halves are independent" if counts else "not valid: these are no photon counts"
+        words = "valid: the halves are independent" if counts else "not valid: these are not photon counts"
     elif counts:
         words = "not tested: fine structure hides the noise"
     else:
-        words = f"not valid: with {'more' if value > 0 else 'less'} noise than photons the halves depend on one another"
+        words = f"not valid: with {'more' if value > 0 else 'less'} noise than photons the halves are correlated"
     return value, error, words
 
 
-def _next(finding: Finding, typed: str, given: dict[str, Any], photons: xr.DataArray) -> str:
-    """Return the command to type, or what to look for."""
+def _next(finding: Finding, source: str, options: dict[str, Any], photons: xr.DataArray) -> str:
     dim = "3" if "z" in photons.dims else "2"
-    options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    train = ["gap-bioimage", "train", typed, "--dim", dim, "--out", "RUN", *options]
+    flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    train = ["gap-bioimage", "train", source, "--dim", dim, "--out", "RUN", *flags]
     if finding.verdict == "camera image":
-        return shlex.join(["gap-bioimage", "calibrate", typed, "--out", "camera.yaml", *options])
+        return shlex.join(["gap-bioimage", "calibrate", source, "--out", "camera.yaml", *flags])
     if finding.verdict == "counts times k":
-        name = f"{Path(typed).name.split('.')[0]}_camera.yaml"  # not that of a camera that was measured
-        made = f"echo '{{gain: {finding.factor:.6g}, offset: 0}}' > {shlex.quote(name)}"
-        return f"{made} && {shlex.join([*train, '--camera', name])}"
+        camera = f"{Path(source).name.split('.')[0]}_camera.yaml"  # does not overwrite a measured camera.yaml
+        write = f"echo '{{gain: {finding.factor:.6g}, offset: 0}}' > {shlex.quote(camera)}"
+        return f"{write} && {shlex.join([*train, '--camera', camera])}"
     if finding.kind == "one-bit frames" and photons.sizes.get("t", 1) > 1:
         return shlex.join([*train, "--sum-frames", str(min(16, photons.sizes["t"]))])
     if finding.verdict == "photon counts":

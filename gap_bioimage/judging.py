@@ -1,4 +1,4 @@
-"""What an image is: a table of rules over what was measured, the first of which that speaks decides."""
+"""Rules that classify an image from its measurements. The first rule that returns a finding decides."""
 
 import math
 from collections.abc import Callable
@@ -15,42 +15,43 @@ from gap_bioimage.evidence import Evidence, measure
 Verdict = Literal["photon counts", "counts times k", "camera image", "processed", "not usable"]
 Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no image"]
 
-_SURE = 4.0  # standard errors
-# variance / mean in the dark, 1 for photons: of an offset, of processing, of a gain
+_SURE = 4.0  # standard errors above which an effect is significant
+# variance/mean in the dark (1 for photons): below _QUIET an offset, below _WEAK processing, above _LOUD a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_FLOOR = 0.3  # variance without light that structure does not explain
-_FALLING = 0.93  # and where dead time is named
-_OPPOSITE = -0.1  # correlation of neighbours that structure rarely causes
-_PROJECTED = 3.0  # square roots of the brightness by which a maximum of several images exceeds their mean
-_ALIKE, _POISSON = 0.1, 0.5  # what variance and third moment over those of photons are off by
-_LEANING = 2.0  # gains by which the third moment exceeds the variance in no camera
-_EVEN = 1.2  # the brightest part over the darkest of an evenly lit field
-_FITS = (3.0, 10.0)  # chi-square of a camera's line, of one image and of frames, which may be dim
-_COLOURS = 0.5  # share of the noise that channels have in common
-_DEAD = 1e-3  # share of pixels that may be 0 in a camera's image with an offset
-_FEW = 20  # pixels that may share a divisor by chance
+_FLOOR = 0.3  # variance at mean zero above which structure is no explanation
+_FALLING = 0.93  # variance/mean of the brightest pixels below which the message names dead time
+_OPPOSITE = -0.1  # correlation of neighbours below which structure is rarely the cause
+_PROJECTED = 3.0  # square roots of the brightness up to which an offset may come from a maximum projection
+_NEAR_POISSON, _NEAR_POISSON_THIRD = 0.1, 0.5  # departures from 1 of variance/mean and third moment/variance
+_SKEWED = 2.0  # third moment/variance, in units of the gain, that no camera exceeds
+_EVEN = 1.2  # brightest over darkest part of an evenly lit field
+_FITS = (3.0, 10.0)  # chi-square up to which a camera's line fits: of one image, and of frames, which may be dim
+_COLOURS = 0.5  # noise correlation between channels above which they are colours of one picture
+_DEAD = 1e-3  # fraction of pixels that may be 0 in a camera image with an offset
+_FEW = 20  # pixels that may have a common divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
+_BEFORE_SUBTRACTION = "use the counts before any background was subtracted"
 _TO_PHOTONS = "measure the camera with `gap-bioimage calibrate` and give its yaml with --camera"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What an image is, in a sentence; whether it is refused as photon counts, and what these were multiplied by."""
+    """The verdict on an image, with its reason."""
 
     verdict: Verdict
     kind: Kind
-    message: str  # of a rule without the image's name, with which it begins
-    refused: bool = True
-    factor: float = 1.0
+    message: str  # a sentence; rules leave out the name of the image, with which it begins
+    refused: bool = True  # whether the image is refused as photon counts
+    factor: float = 1.0  # by which the counts were multiplied
     advice: str | None = None
 
 
 def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
-    """Say what an image called ``name`` is; ``saturation`` is the accepted share of pixels at the ceiling."""
-    seen = _in_steps(evidence)
+    """Classify the image ``name``; ``saturation`` is the accepted fraction of pixels at the ceiling."""
+    scaled = _in_units(evidence)
     rules = [rule for rule in _RULES if rule is not _saturated or evidence.saturated > saturation]
-    finding = next(filter(None, (rule(seen) for rule in rules)), None) or _good(seen)
-    if seen.unit != 1 and finding.verdict != "not usable":
+    finding = next(filter(None, (rule(scaled) for rule in rules)), None) or _counts(scaled)
+    if scaled.unit != 1 and finding.verdict != "not usable":
         finding = replace(finding, refused=True)
     notes = list(evidence.left_out)
     if finding.kind == "camera" and evidence.saturated > saturation:
@@ -58,38 +59,39 @@ def judge(evidence: Evidence, name: str, saturation: float = 1e-4) -> Finding:
     return replace(finding, message="; ".join([f"{name} {finding.message}", *notes]))
 
 
-def _in_steps(evidence: Evidence) -> Evidence:
-    """Return the noise as it is in units of the smallest step: counts times k are counts then."""
-    k, curve, found = evidence.unit or 1.0, evidence.curve, evidence.statistics
-    if k == 1 or found.pixels - found.zeros < _FEW:
+def _in_units(evidence: Evidence) -> Evidence:
+    """Return the measurements in units of the smallest step, in which counts times k are counts."""
+    k, curve, statistics = evidence.unit or 1.0, evidence.curve, evidence.statistics
+    if k == 1 or statistics.pixels - statistics.zeros < _FEW:
         return replace(evidence, unit=evidence.unit and 1.0)
     if curve is not None:
-        start, slope = ((value / by, error / by) for (value, error), by in ((curve.intercept, k * k), (curve.slope, k)))
+        (intercept, intercept_error), (slope, slope_error) = curve.intercept, curve.slope
         curve = replace(curve, mean=curve.mean / k, variance=curve.variance / k**2, error=curve.error / k**2)
-        curve = replace(curve, intercept=start, slope=slope)
+        curve = replace(curve, intercept=(intercept / (k * k), intercept_error / (k * k)))
+        curve = replace(curve, slope=(slope / k, slope_error / k))
     return replace(evidence, curve=curve, planes=[plane / k for plane in evidence.planes])
 
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
-    """Measure and judge an image; of its channels each, too, where all of them together look like counts."""
+    """Measure and judge an image and, if it looks like counts as a whole, each of its channels."""
     photons = photons.transpose(..., "y", "x")
     evidence = measure(photons)
     finding = judge(evidence, name, saturation)
-    count = 0 if finding.refused else photons.sizes.get("c", 1)
-    for channel in range(count if count > 1 else 0):
-        of_it = measure(photons.isel(c=channel))
-        one = judge(of_it, f"channel {channel} of {name}", saturation)
-        if one.refused and one.kind != "no image":
-            return of_it, one
+    n_channels = photons.sizes.get("c", 1)
+    for channel in range(n_channels if n_channels > 1 and not finding.refused else 0):
+        channel_evidence = measure(photons.isel(c=channel))
+        channel_finding = judge(channel_evidence, f"channel {channel} of {name}", saturation)
+        if channel_finding.refused and channel_finding.kind != "no image":
+            return channel_evidence, channel_finding
     return evidence, finding
 
 
 def processed(text: str, advice: str = _AS_SAVED, refused: bool = True) -> Finding:
-    """Return the finding for an image that is no longer as its detector wrote it."""
+    """Return the finding for an image that is not as the detector recorded it."""
     return Finding("processed", "processed", f"{text}, expected photon counts; {advice}", refused)
 
 
-def _unfit(kind: Kind, text: str, advice: str) -> Finding:
+def _not_usable(kind: Kind, text: str, advice: str) -> Finding:
     return Finding("not usable", kind, f"{text}; {advice}", advice=advice)
 
 
@@ -98,33 +100,33 @@ def _camera(text: str, refused: bool = True) -> Finding:
 
 
 def _smoothed(evidence: Evidence, refused: bool = True) -> Finding:
-    advice = "use the raw counts, and of a stack its planes rather than their maximum or mean"
+    advice = "use the raw counts, and the planes of a stack rather than their maximum or mean"
     return processed(f"looks smoothed, rescaled or projected {_numbers(evidence)}", advice, refused)
 
 
 def _numbers(evidence: Evidence) -> str:
-    found, curve, neighbours = evidence.statistics, evidence.curve, evidence.correlation
-    told = f"minimum {found.minimum:g}, mean {found.mean:.4g}"
+    curve, neighbours = evidence.curve, evidence.correlation
+    numbers = f"minimum {evidence.statistics.minimum:g}, mean {evidence.statistics.mean:.4g}"
     if curve is not None and math.isfinite(curve.dark + curve.bright):
         dark, bright = ((evidence.unit or 1.0) * fano for fano in (curve.dark, curve.bright))
-        told += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), which is 1 for counts"
+        numbers += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), expected 1 for counts"
     if neighbours.found:
-        told += f", neighbours share noise ({neighbours.y:.2f} and {neighbours.x:.2f}), which is 0 for raw images"
-    return f"({told})"
+        numbers += f", noise correlation of neighbours {neighbours.y:.2f} and {neighbours.x:.2f}, expected 0 if raw"
+    return f"({numbers})"
 
 
 def _unusable(evidence: Evidence) -> Finding | None:
-    """Look for what no detector returns."""
-    found, (rows, columns) = evidence.statistics, evidence.size
-    flat = found.minimum == found.maximum and (found.maximum == 0 or found.pixels >= _FEW)
+    """Look for values and sizes that no detector returns."""
+    statistics, (rows, columns) = evidence.statistics, evidence.size
+    lowest, highest, pixels = statistics.minimum, statistics.maximum, statistics.pixels
     line = False
     if evidence.dtype.kind not in "biuf":
         text = f"holds {evidence.dtype}"
-    elif found.nonfinite:
-        text = f"has {found.nonfinite} pixels that are NaN or infinite"
-    elif not found.pixels or (flat and found.minimum >= 0):
-        text = f"has the value {found.minimum:g} everywhere" if found.pixels else "has no pixels"
-    elif line := min(rows, columns) < 2 and found.minimum >= 0:
+    elif statistics.nonfinite:
+        text = f"has {statistics.nonfinite} pixels that are NaN or infinite"
+    elif not pixels or (lowest == highest and (highest == 0 or (pixels >= _FEW and lowest >= 0))):
+        text = f"has the value {lowest:g} everywhere" if pixels else "has no pixels"
+    elif line := min(rows, columns) < 2 and lowest >= 0:
         text = f"has {rows} x {columns} pixels, a single row or column"
     else:
         return None
@@ -134,106 +136,106 @@ def _unusable(evidence: Evidence) -> Finding | None:
 
 
 def _negative(evidence: Evidence) -> Finding | None:
-    """Look for values below zero: of a camera with a low baseline, or where a background was subtracted."""
+    """Look for negative values: dead pixels, a camera with a low baseline, or a subtracted background."""
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
     if count := traces.dead_pixels(evidence):
-        told = f"has {count} pixels of {minimum:g} and no other negative ones, as programs mark dead pixels"
-        return _unfit("counts", told, "set them to 0, or to the mean of their neighbours, and inspect it again")
+        text = f"has {count} pixels of {minimum:g} and no other negative values: marked dead pixels"
+        return _not_usable("counts", text, "set them to 0, or to the mean of their neighbours, and inspect it again")
     text = f"has negative values (minimum {minimum:g})"
-    # light that was subtracted left its noise, so that no line fits
+    # subtracted light leaves its noise behind, and no line fits
     line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
     if evidence.unit is not None and line and not evidence.correlation.found:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
-    return processed(text, "use the counts before any background was subtracted")
+    return processed(text, _BEFORE_SUBTRACTION)
 
 
 def _fractions(evidence: Evidence) -> Finding | None:
-    found = evidence.statistics
-    # of counts that somebody multiplied by a fraction, half at least are fractions
-    if not found.fractional or (evidence.unit is not None and 4 * found.fractional > found.pixels - found.zeros):
+    statistics, fractional = evidence.statistics, evidence.statistics.fractional
+    # counts multiplied by a fraction: more than a quarter of the values that are not zero are fractions
+    if not fractional or (evidence.unit is not None and 4 * fractional > statistics.pixels - statistics.zeros):
         return None
-    text = f"has fractional values ({found.fractional} of {found.pixels} pixels, mean {found.mean:.3g})"
+    text = f"has fractional values ({fractional} of {statistics.pixels} pixels, mean {statistics.mean:.3g})"
     return processed(text, f"use the raw counts, or for a camera image {_TO_PHOTONS}")
 
 
-def _drawn(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, for one-bit frames, for colours, and for levels that a change of scale has skipped."""
-    found = evidence.statistics
+def _unusual_levels(evidence: Evidence) -> Finding | None:
+    """Look for masks and labels, one-bit frames, colours, 8-bit overflow, and levels skipped by a change of scale."""
+    lowest, highest = evidence.statistics.minimum, evidence.statistics.maximum
     if not evidence.planes:
         return None
-    if traces.areas(evidence.planes) or traces.outlines(evidence.planes):
-        text = f"holds a mask or labels, {found.minimum:g} to {found.maximum:g}, whose pixels repeat their neighbours"
-        return _unfit("mask", text, "name the files that hold images, rather than their folder, to leave the mask out")
+    if traces.is_mask(evidence.planes) or traces.is_class_map(evidence.planes):
+        text = f"holds a mask or labels, {lowest:g} to {highest:g}, whose pixels repeat their neighbours"
+        return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
     if traces.one_bit(evidence.planes):
-        text = f"holds one-bit frames, 0 and {found.maximum:g}, at most a photon in each pixel; sum them (--sum-frames)"
-        return Finding("photon counts", "one-bit frames", text, refused=found.maximum != 1)
+        text = f"holds one-bit frames, 0 and {highest:g}, at most one photon in each pixel; sum them (--sum-frames)"
+        return Finding("photon counts", "one-bit frames", text, refused=highest != 1)
     if evidence.colours > _COLOURS:
-        return processed(f"has channels that share {evidence.colours:.0%} of their noise, as colours do")
-    if found.maximum in (254, 255) and found.minimum == 0 and traces.wrapped(evidence.planes):
-        text = f"goes on from 0 beyond {found.maximum:g}, as numbers of 8 bits do, so that bright pixels are dark"
-        return _unfit("counts", text, "record it again with 16 bits, or with a shorter exposure")
+        return processed(f"has channels that share {evidence.colours:.0%} of their noise, like colours of a picture")
+    if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
+        text = f"wraps to 0 beyond {highest:g} (8-bit overflow), which makes bright pixels dark"
+        return _not_usable("counts", text, "record it again with 16 bits, or with a shorter exposure")
     if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
 
 
 def _offset(evidence: Evidence) -> Finding | None:
-    """Look for a camera: variance that vanishes at an offset, or is far below the mean though nothing is dark."""
+    """Look for a camera: variance that vanishes at an offset, or far below the mean although nothing is dark."""
     curve = evidence.curve
     if curve is None:
         return None
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    averaged = not evidence.saturated and _averaged(curve)  # a full detector has little noise, too
+    averaged = not evidence.saturated and _averaged(curve)  # saturation lowers the noise, too
     quiet = averaged or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
-    # no camera has so small a gain and offset, but the maximum of many counts does
+    # no camera has such a small gain and offset, but maximum projections of counts do
     least = _PROJECTED * math.sqrt(max(float(curve.mean[0]), 0.0))
     projected = _SURE * curve.slope[1] < curve.slope[0] < 1 and curve.offset < least
-    lean, error = traces.asymmetry(evidence.planes)
-    if not quiet and abs(curve.dark - 1) < _ALIKE and abs(lean - 1) < _POISSON:
-        return None  # structure, brighter than it is, bends the line
-    leans = lean > _LEANING * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
-    projected |= leans and not evidence.repeats and curve.chi_square < _FITS[0]
+    third, error = traces.third_over_variance(evidence.planes)
+    if not quiet and abs(curve.dark - 1) < _NEAR_POISSON and abs(third - 1) < _NEAR_POISSON_THIRD:
+        return None  # photon counts, whose structure bends the line
+    skewed = third > _SKEWED * (curve.slope[0] + 2 * curve.slope[1]) + _SURE * error
+    projected |= skewed and not evidence.repeats and curve.chi_square < _FITS[0]
     if projected or curve.intercept[0] > _SURE * curve.intercept[1]:
         return _smoothed(evidence)
     if evidence.correlation.largest > SMOOTHED[evidence.repeats]:
-        return _smoothed(evidence)  # of which no calibration comes
+        return _smoothed(evidence)  # too strongly correlated for a calibration
     return _camera(f"looks like a camera image with an offset {_numbers(evidence)}")
 
 
 def _averaged(curve: Curve) -> bool:
-    """Whether noise is far below that of photons where rounding adds little, and too dark for dead time to take it."""
+    """Whether noise is far below that of photons at brightnesses where neither rounding nor dead time matters."""
     used = (curve.mean >= 1) & (curve.mean <= curve.mean[-1] / 2)
-    found, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
-    return bool(used.any()) and found < used.sum() * _QUIET * _margin(error / max(found, 1e-300))
+    total, error = float(curve.fano[used].sum()), float(np.linalg.norm(curve.error[used] / curve.mean[used]))
+    return bool(used.any()) and total < used.sum() * _QUIET * _margin(error / max(total, 1e-300))
 
 
 def _margin(error: float) -> float:
-    """Return how much below its true value a variance may be found by chance; few pixels miss it by factors."""
+    """Return the factor by which chance may lower a variance, given its relative error."""
     return math.exp(-_SURE * error)
 
 
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # as beside sharp edges
+    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # sharp edges
         return None
-    return processed(f"has neighbouring pixels that vary against one another, as if sharpened {_numbers(evidence)}")
+    return processed(f"has neighbouring pixels with anticorrelated noise, as if sharpened {_numbers(evidence)}")
 
 
 def _saturated(evidence: Evidence) -> Finding | None:
     text = f"is saturated: {evidence.saturated:.2%} of the pixels are at the maximum {evidence.statistics.maximum:g}"
-    return _unfit("counts", text, "record it again with a shorter exposure, or crop the bright part away")
+    return _not_usable("counts", text, "record it again with a shorter exposure, or crop away the bright part")
 
 
-def _weak(evidence: Evidence) -> Finding | None:
-    """Look for noise a little weaker than that of photons in the dark, where no dead time is felt."""
+def _too_quiet(evidence: Evidence) -> Finding | None:
+    """Look for noise slightly weaker than that of photons in the dark, where dead time plays no role."""
     curve = evidence.curve
     if curve is None or curve.dark >= _WEAK * _margin(curve.dark_error):
         return None
     if curve.dark >= _QUIET and evidence.statistics.minimum > 0 and not evidence.correlation.found:
-        return _camera(f"has less noise than photon counts {_numbers(evidence)}, as beside an offset", refused=False)
+        return _camera(f"has less noise than photon counts {_numbers(evidence)}, as with an offset", refused=False)
     return _smoothed(evidence, refused=curve.dark < _QUIET)
 
 
@@ -241,33 +243,33 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # everywhere
+    loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # at every brightness
     if not loud or traces.typical_of_photons(evidence.planes):
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
-        lean, error = traces.asymmetry(evidence.planes)  # which takes a while, and few images come here
-        if lean <= 1 + _POISSON + 2 * error:
+        third, error = traces.third_over_variance(evidence.planes)  # slow, but few images come this far
+        if third <= 1 + _NEAR_POISSON_THIRD + 2 * error:
             return None
     k = evidence.unit or 1.0
-    if k < 1 or not math.log2(k).is_integer():  # by which no camera multiplies what it writes with fewer bits
-        return processed(f"has multiples of {k:.6g} alone {_numbers(evidence)}, with more noise than counts")
-    return _camera(f"is noisier than photon counts {_numbers(evidence)}, as a camera's image is", refused=False)
+    if k < 1 or not math.log2(k).is_integer():  # cameras scale values of fewer bits by powers of two only
+        return processed(f"has only multiples of {k:.6g} {_numbers(evidence)}, with more noise than counts")
+    return _camera(f"is noisier than photon counts {_numbers(evidence)}, like a camera image", refused=False)
 
 
 def _subtracted(evidence: Evidence) -> Finding | None:
-    """Look for noise of light that is no longer there, where a background was subtracted and the rest cut at zero."""
+    """Look for the noise of a background that was subtracted before clipping at zero."""
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None
     floor = curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1])
     if not floor or traces.typical_of_photons(evidence.planes):
         return None
-    text = f"has too much noise in the dark {_numbers(evidence)}, as where a background was subtracted and cut at zero"
-    return processed(text, "use the counts before any background was subtracted", refused=False)
+    text = f"has too much noise in the dark {_numbers(evidence)}, as after background subtraction and clipping at zero"
+    return processed(text, _BEFORE_SUBTRACTION, refused=False)
 
 
-def _good(evidence: Evidence) -> Finding:
+def _counts(evidence: Evidence) -> Finding:
     curve, hot, k = evidence.curve, evidence.hot, evidence.unit or 1.0
     if k != 1:
         text = f"has values that are all multiples of {k:.6g} {_numbers(evidence)}, expected photon counts"
@@ -278,12 +280,12 @@ def _good(evidence: Evidence) -> Finding:
         if curve.bright < min(_FALLING, 1 - _SURE * curve.error[-1] / max(curve.variance[-1], 1e-300)):
             text += " (the detector's dead time: bright pixels count too few photons)"
     if hot:
-        named = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
-        text += f"; left out are hot pixels, more than photons can be beside dark neighbours: {len(hot)} ({named})"
+        positions = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
+        text += f"; hot pixels are left out, too bright for photons next to dark neighbours: {len(hot)} ({positions})"
     return Finding("photon counts", "counts", text, refused=False)
 
 
 _RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
-    *(_unusable, _negative, _fractions, _drawn, _offset),
-    *(_sharpened, _saturated, _weak, _too_noisy, _subtracted),
+    *(_unusable, _negative, _fractions, _unusual_levels, _offset),
+    *(_sharpened, _saturated, _too_quiet, _too_noisy, _subtracted),
 )

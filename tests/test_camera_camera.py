@@ -186,7 +186,7 @@ def test_cameras_are_written_and_read(tmp_path: Path) -> None:
         ("gain: 2\noffset: 100\nsaturation: 100", "more than the offset"),
         ("gain: 2\noffset: 1\nreadnoise: 1", "did you mean 'read_noise'"),
         ("- 1", "expected a mapping"),
-        ("gain: 2\noffset: 1\nmaps: gone.tif", "not beside it"),
+        ("gain: 2\noffset: 1\nmaps: gone.tif", "not in its folder"),
     ],
 )
 def test_what_describes_no_camera_is_refused(tmp_path: Path, text: str, told: str) -> None:

@@ -133,7 +133,7 @@ def test_counts_warnings_and_errors(run: Any, stack: Path) -> None:
     tifffile.imwrite(stack.parent / "counts.tif", counts, imagej=True, metadata={"axes": "TYX"})
     assert "--camera" not in run("calibrate", stack.parent / "counts.tif").out
     assert not (stack.parent / "camera.yaml").exists()
-    assert "warning: this rests on one image" in run("calibrate", stack, "--time", 0).err
+    assert "warning: the result rests on one image" in run("calibrate", stack, "--time", 0).err
     (stack.parent / "camera.yaml").unlink()
     assert "does not exist" in one_sentence(run("calibrate", stack, "--out", "nowhere/camera.yaml"))
     assert "give the dark frames alone" in one_sentence(run("calibrate", stack, "--dark", stack, "--offset", 1))

@@ -1,1 +1,1 @@
-"""Cameras: from ADU to counts and back, their calibration, and the noise that tells of them."""
+"""Cameras: conversion of ADU to counts and back, calibration, and analysis of the noise."""
