@@ -25,7 +25,7 @@ __all__ = [  # noqa: F405, RUF022
 ]
 # fmt: on
 
-# Public names by the module that they live in, but for errors and warnings, which are here.
+# Public names by module; errors and warnings are imported above.
 _HOMES = {
     "io": "read_images read_photons sum_frames write_image",
     "simulation": "simulate",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home."""
+    """Import a public name from its module when it is first used."""
     for home, names in _HOMES.items():
         if name in names.split():
             return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,4 +1,4 @@
-"""All settings, as frozen pydantic models that read from and write to yaml."""
+"""All settings, as frozen pydantic models that are read from and written to yaml."""
 
 import difflib
 import math
@@ -15,7 +15,7 @@ from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posi
 from gap_bioimage.errors import ConfigError
 
 _LEAST_PATCH = 64  # pixels
-_SHORT = 80  # characters of a setting that a message tells
+_SHORT = 80  # longest difference of settings, in characters, that a message shows
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def _told(model: type[BaseModel]) -> Iterator[None]:
 
 
 def error_sentence(model: type[BaseModel], error: Any) -> str:
-    """Say in plain words what one of pydantic's errors means; unknown keys with the nearest known one."""
+    """Return the sentence for one of pydantic's errors; for an unknown key it suggests the nearest known one."""
     location = [str(part) for part in error["loc"]]
     name = ".".join(location) or "config"
     if error["type"] != "extra_forbidden":
@@ -58,12 +58,12 @@ class Config(BaseModel):
         with _told(type(self)):
             super().__init__(**values)
 
-    # what pydantic marks its own with: it makes sections of sections by itself, and tells their errors in one
+    # pydantic's mark of its own __init__: it then builds nested sections itself and reports all their errors together
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values; ConfigError lists every unknown key, with the nearest known, and wrong value."""
+        """Build from plain values; ConfigError lists all wrong values and unknown keys, each with the nearest known."""
         with _told(cls):
             return cls.model_validate(values)
 
@@ -89,12 +89,12 @@ class NetworkConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _encoding_is_of_plain_networks(cls, values: Any) -> Any:
-        """Settings that name an encoding, as all did before there were anchors, mean a plain U-Net."""
+        """Read settings with an encoding, as all had before anchors existed, as those of a plain U-Net."""
         if not isinstance(values, dict):
             return values
         if "anchor" not in values:
             return {**values, "anchor": False} if "levels" in values or "log1p" in values else values
-        # whole sections, which name the levels too, were stored before there was a second version
+        # complete sections, recognised by their levels, lack the version if they are older than version 2
         return {"anchor_version": 1, **values} if "levels" in values else values
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class NetworkConfig(Config):
 
 
 class ThinningConfig(Config):
-    """The range of brightness that training draws its inputs from."""
+    """How photons are split into input and target, and how bright inputs are."""
 
     min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; the training data's own when not given")
@@ -130,7 +130,7 @@ class ThinningConfig(Config):
 
 
 class TrainConfig(Config):
-    """How long, how fast and on what windows to train."""
+    """Training length, optimiser, windows and validation."""
 
     steps: PositiveInt = Field(
         20_000, description="optimiser steps; when not given as many as a CPU does in minutes, 10 000 on accelerators"
@@ -180,12 +180,12 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _without_workers(cls, values: Any) -> Any:
-        """Leave out the number of worker processes, which earlier runs named and nothing needs any more."""
+        """Drop the number of worker processes, which older runs stored and which is no longer used."""
         return {name: v for name, v in values.items() if name != "workers"} if isinstance(values, dict) else values
 
 
 class Camera(Config):
-    """What a camera makes of electrons: ADU = offset + gain (e + N(0, read_noise^2)); ``camera.yaml`` holds it."""
+    """The response of a camera, ADU = offset + gain (e + N(0, read_noise^2)), as stored in ``camera.yaml``."""
 
     gain: PositiveFloat = Field(description="ADU per electron; where electrons are multiplied, per effective photon")
     offset: float = Field(description="ADU without light")
@@ -205,7 +205,7 @@ class Camera(Config):
 
 
 class SamplingConfig(Config):
-    """How photons are added to draw a posterior sample, or to generate."""
+    """How photons are added to draw a posterior sample or to generate an image."""
 
     schedule: Literal["sqrt", "geometric"] = Field(
         "sqrt",
@@ -220,7 +220,7 @@ class SamplingConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that ``config.yaml`` of a training run holds."""
+    """All settings of a training run, as stored in its ``config.yaml``."""
 
     network: NetworkConfig = NetworkConfig()
     thinning: ThinningConfig = ThinningConfig()
@@ -249,7 +249,7 @@ class RunConfig(Config):
         Raises
         ------
         ConfigError
-            If the file is no yaml mapping, or a key or value is wrong.
+            If the file is not a yaml mapping, or a key or value is wrong.
         """
         values = read_yaml(path) if path is not None else {}
         values = {name: section for name, section in values.items() if section is not None}
@@ -284,15 +284,15 @@ def _assign(values: dict[str, Any], override: str) -> None:
         for section in sections:
             values = values.setdefault(section, {})
         values[last] = yaml.safe_load(text)
-    except (AttributeError, TypeError, yaml.YAMLError):  # a value in the place of a section; no value
+    except (AttributeError, TypeError, yaml.YAMLError):  # a value in place of a section, or no yaml
         text = ""
     if not last or not text:
         raise ConfigError(f"--set takes section.key=value, got {override!r}; for example --set train.steps=500")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return which settings differ, by section and key, and in words how."""
+    """Return the settings that differ, by ``section.key``, each with its difference in words."""
     sections = [{n: of if isinstance(of, dict) else {"": of} for n, of in each.items()} for each in (before, now)]
     old, new = ({f"{n}.{k}".rstrip("."): v for n, of in each.items() for k, v in of.items()} for each in sections)
     told = {n: f"{n}={old.get(n)}, not {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)}
-    return {name: words if len(words) < _SHORT else name for name, words in told.items()}  # hashes tell nothing
+    return {name: words if len(words) < _SHORT else name for name, words in told.items()}  # not of long hashes

@@ -1,4 +1,4 @@
-"""The whole road on simulated photons, in 2D and 3D, with pictures."""
+"""The complete workflow on simulated photons, in 2D and 3D, with pictures."""
 
 import json
 import time
@@ -45,7 +45,7 @@ def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> None:
 def _one_model(
     folder: Path, name: str, seed: int, console: Console, progress: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.floating]]]:
-    """Return PSNR against the truth in dB, what the zip's validation said, and pictures."""
+    """Return PSNR against the truth in dB, the zip's validation status and the time taken; and pictures by title."""
     start = time.monotonic()
     source = packaged(name)
     recipe = Recipe.read(source / "recipe.yaml")
@@ -58,7 +58,7 @@ def _one_model(
         write_image(folder / f"{name}_{what}.tif", image)
     console.print("exporting and validating")
     report = export(model, folder / f"{name}.zip", source / "card.yaml")
-    # the Gaussian filter's width is chosen with the truth in hand
+    # the width of the Gaussian filter is the best against the truth
     filtered = (image[0] for image in gaussian_filters(counts.values[None], SIGMAS_PX))
     gaussian = min(filtered, key=lambda image: float(np.square(image - truth.values).mean()))
     peak, wanted = float(truth.max()) ** 2, truth.values.astype(float)

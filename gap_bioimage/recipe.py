@@ -1,7 +1,7 @@
-"""Recipes: a folder with everything that makes one model, from images to zip.
+"""Recipes: folders that hold everything needed to make one model, from images to zip.
 
-A recipe folder holds recipe.yaml (images and training settings), card.yaml (who and under which licence),
-README.md and a cover. ``packaging/`` holds those of this project.
+A recipe folder holds recipe.yaml (images and training settings), card.yaml (authors and licence), README.md and a
+cover. ``packaging/`` holds the recipes of this project.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ class SimulateConfig(Config):
 
 
 class Recipe(RunConfig):
-    """A training run and where its images come from: ``simulate`` or ``images``."""
+    """A training run and the source of its images: ``simulate`` or ``images``."""
 
     simulate: SimulateConfig | None = None
     images: list[str] | None = Field(None, description="files or folders, relative to the recipe")

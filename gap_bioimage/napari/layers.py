@@ -1,4 +1,4 @@
-"""Layers and images: napari has arrays with scales, the library arrays with named axes in micrometres."""
+"""Conversion between napari's layers, arrays with scales, and images with named axes in micrometres."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -18,24 +18,24 @@ from gap_bioimage.io.read import READABLE, loaded, open_image
 LayerData = tuple[Any, dict[str, Any], str]
 """What napari makes a layer of: an array, its settings, and the kind of layer."""
 _UNITS = {"t": "s", "z": "um", "y": "um", "x": "um"}
-_LARGE = 16  # bytes of memory per pixel that an image and its results take
-_PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # what is read of large images at once
+_LARGE = 16  # bytes of memory per pixel for an image and its results
+_PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # pieces in which large images are read
 
 
 def reader_of(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return what reads these files, None where it cannot."""
+    """Return the reader of these files, or None if they cannot be read."""
     paths = [path] if isinstance(path, str) else path
     return read if all(Path(p).suffix.lower() in READABLE for p in paths) else None
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Read images with any values: whether they are photon counts is judged where they are used."""
+    """Read images; whether the values are photon counts is checked when they are used."""
     paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
     return [layer for p in paths for layer in layers_of(opened(p), p.name.split(".")[0])]
 
 
 def opened(path: Path) -> xr.DataArray:
-    """Return an image, with its values unless it is large; a large one has its ``file`` among its attributes."""
+    """Open an image and load its values unless it is large; a large one has its ``file`` among its attributes."""
     image = open_image(path)
     in_order = [axis for axis in AXES if axis in image.dims] == [*image.dims]
     if image.size * _LARGE <= psutil.virtual_memory().available or not in_order:
@@ -45,12 +45,12 @@ def opened(path: Path) -> xr.DataArray:
 
 
 def in_memory(image: xr.DataArray) -> xr.DataArray:
-    """Return an image with its values; of a large one, if they fit."""
+    """Return an image with its values; those of a large one are loaded, if they fit into memory."""
     return loaded(image, image.attrs["file"]) if "file" in image.attrs else image
 
 
 def middle_of(image: xr.DataArray) -> xr.DataArray:
-    """Return a piece from the middle of a large image, any other as it is."""
+    """Return a piece from the middle of a large image; other images are returned unchanged."""
     if "file" not in image.attrs:
         return image
     piece = {axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
@@ -79,7 +79,7 @@ def layers_of(image: xr.DataArray, name: str) -> list[LayerData]:
 
 
 def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
-    """Return a result as a layer that lies on the one it was made from; axes that are new come first."""
+    """Return a result as a layer aligned with the one it was computed from; additional axes come first."""
     new = image.ndim - layer.ndim
     scale, translate = [1.0] * new + list(layer.scale), [0.0] * new + list(layer.translate)
     place = {"scale": scale, "translate": translate, "units": ["pixel"] * new + list(layer.units)}
@@ -87,7 +87,7 @@ def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
 
 
 def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
-    """Add the names of the axes, and contrast limits that single bright pixels leave alone."""
+    """Add names of axes, and contrast limits that do not depend on single bright pixels."""
     seen = middle_of(image).values
     low, top = float(seen.min()), float(np.percentile(seen, 99.8))
     settings["contrast_limits"] = (min(0.0, low), top if top > low else low + 1)
@@ -95,20 +95,20 @@ def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
     if "file" not in image.attrs:
         return image.data, settings, "image"
     chunks = {axis: _PIECE_PX.get(str(axis), 1) for axis in image.dims}
-    # a name, else dask reads all of it to find one; a lock, since not all readers know threads
+    # a token, since dask otherwise hashes all of the data; a lock, since not all readers are thread-safe
     lazy = image.chunk(chunks, token=secrets.token_hex(8), lock=True).data
     return lazy.astype(lazy.dtype.newbyteorder("=")), {**settings, "metadata": {"image": image}}, "image"
 
 
 def axes_of(layer: Any) -> str:
-    """Return the axes of a layer: what it says, or else y and x last, z and t before them."""
+    """Return the axes of a layer: its labels, or else y and x last, preceded by z and t."""
     labels = "".join(map(str, layer.axis_labels)).lower()
     known = len(labels) == layer.ndim and {"y", "x"} <= set(labels) <= set(AXES)
     return labels if known else AXES.replace("c", "")[-layer.ndim :]
 
 
 def image_of(layer: Any, axes: str) -> xr.DataArray:
-    """Return the values of a layer with named axes, in micrometres and seconds where it has units."""
+    """Return a layer as an image with named axes, in micrometres and seconds where the layer has units."""
     if layer is None:
         raise AxesError("there is no image layer; open one, or File > Open Sample > GAP denoising")
     axes = axes.strip().lower()

@@ -1,4 +1,4 @@
-"""The window: a layer and a model on top, a tab for each thing to do with them, one job at a time."""
+"""The window: layer and model on top, a tab for each task, one job at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from gap_bioimage.napari import work
 from gap_bioimage.napari.layers import axes_of, image_of, layer_beside, middle_of
 from gap_bioimage.pictures import new_figure
 
-_LOOK_MS = 200  # between two looks at a job
+_LOOK_MS = 200  # between two updates of the progress
 _CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
 _MODEL = "nuclei (comes with gap-bioimage), a run folder, a zip or a checkpoint"
 _LARGE = "folder for results that do not fit into memory; empty for that of the image"
@@ -90,7 +90,7 @@ class Window(QWidget):  # type: ignore[misc]
         self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table.native)
 
     def _tab(self, title: str, *fields: Any, below: QWidget | None = None) -> None:
-        """Add a tab with fields, and something large below them."""
+        """Add a tab with fields, and a large widget below them."""
         tab = QWidget()
         layout = QVBoxLayout(tab)
         layout.addWidget(Container(widgets=list(fields)).native)
@@ -112,11 +112,11 @@ class Window(QWidget):  # type: ignore[misc]
             self.layer.value = active
 
     def inspect(self) -> None:
-        """Say what the layer is."""
+        """Show what kind of image the layer is."""
         self._start(work.inspect, self.say)
 
     def train(self) -> None:
-        """Train on the layer, or go on with a run."""
+        """Train on the layer, or continue a run."""
         asked: dict[str, Any] = {"run": self.run.value, "steps": self.steps.value or None}
         asked |= {"camera": self.camera.value or None, "init": self.init.value or None}
         asked["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
@@ -146,7 +146,7 @@ class Window(QWidget):  # type: ignore[misc]
         self._start(partial(work.export, **given), partial(setattr, self.report, "value"), needs_layer=False)
 
     def say(self, text: str) -> None:
-        """Show a text."""
+        """Show a message."""
         self.message.value = text
 
     def _trained(self, run: Path) -> None:
@@ -156,7 +156,7 @@ class Window(QWidget):  # type: ignore[misc]
     def _add(self, name: str, image: xr.DataArray, **look: Any) -> None:
         data, settings, _ = layer_beside(self.source, image, name)
         self.viewer.add_image(data, **settings, **look)
-        self.viewer.layers.selection.active = self.source  # to do more with
+        self.viewer.layers.selection.active = self.source  # for further tasks
         where = f", in {file}" if (file := image.attrs.get("file")) else ""
         self.say(f"{settings['name']}: {float(middle_of(image).mean()):.3g} photons per pixel{where}")
 
@@ -171,23 +171,23 @@ class Window(QWidget):  # type: ignore[misc]
         self.say("\n".join(map(str, regions)))
 
     def _start(self, what: Callable[..., Any], then: Callable[[Any], None], *, needs_layer: bool = True) -> None:
-        """Do something, with the image of the chosen layer, in a thread; then show the result."""
+        """Run a task in a thread, with the image of the chosen layer; then show the result."""
         if self.job is not None:
             return self.say("One thing at a time: wait for the one before, or stop it.")
         self.source, self.then, axes = self.layer.value, then, self.axes.value
         self.job = work.Job(lambda job: what(job, image_of(self.source, axes)) if needs_layer else what(job))
         self.stop.enabled = True
         self.worker = worker = thread_worker(self.job.run)()
-        self.job.is_to_stop = lambda: worker.abort_requested  # by Stop, and where napari is closed
+        self.job.is_to_stop = lambda: worker.abort_requested  # by Stop, or when napari closes
         worker.finished.connect(self._end)
         worker.start()
         self.timer.start(_LOOK_MS)
 
     def _look(self) -> None:
-        """Show how far the job is."""
+        """Show the progress of the job."""
         if (job := self.job) is None:
             return
-        self.bar.max, self.bar.value = job.total, job.done  # a bar to 0 shows that something is going on
+        self.bar.max, self.bar.value = job.total, job.done  # a maximum of 0 shows a busy bar
         self.say(str(job))
         if job.news is not None:
             self._draw(*job.news)

@@ -1,4 +1,4 @@
-"""What the buttons do, without a window: each function calls the library and tells a `Job` how far it is."""
+"""The work behind the buttons, without a window: each function calls the library and reports progress to a `Job`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _NEXT = {
 
 
 class StoppedError(Exception):
-    """Somebody pressed Stop."""
+    """The user pressed Stop."""
 
 
 class Job:
-    """Work that is watched, and stopped, from another thread."""
+    """Work that another thread can watch and stop."""
 
     def __init__(self, work: Callable[[Job], Any]) -> None:
         self.work = work
         self.is_to_stop: Callable[[], bool] = lambda: False
         self.done, self.total, self.text = 0, 0, ""
-        self.news: Any = None  # what training shows of itself: the losses, and a held-out crop before and after
+        self.news: Any = None  # progress of training: the losses, and a held-out crop before and after denoising
         self.result, self.succeeded, self.failure = None, False, ""
 
     def run(self) -> None:
-        """Work; Stop, and what users can mend, become a sentence, other errors are raised."""
+        """Run the work; Stop and errors that users can fix become a sentence, other errors are raised."""
         try:
             self.result, self.succeeded = self.work(self), True
         except StoppedError:
@@ -46,25 +46,25 @@ class Job:
             self.failure = str(error)
 
     def tell(self, done: int, total: int, text: str = "") -> None:
-        """Say how far it is; raises `StoppedError` where it is to stop."""
+        """Report progress; raise `StoppedError` if the job is to stop."""
         if self.is_to_stop():
             raise StoppedError
         self.done, self.total, self.text = done, total, text
 
     def __str__(self) -> str:
-        """Return how far it is."""
+        """Return the progress as text."""
         words = "Stopping ..." if self.is_to_stop() else self.text, f"{self.done} of {self.total}" * bool(self.total)
         return ", ".join(filter(None, words))
 
 
 def inspect(job: Job, image: xr.DataArray) -> str:
-    """Say what an image is, and what to do next."""
+    """Return what kind of image this is, and what to do next."""
     report = gap.inspect(middle_of(image))
     return f"{report.verdict}: {report.message}\n\n{_NEXT.get(report.verdict, report.next)}"
 
 
 def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: Any) -> Path:
-    """Train, or go on with the run in the folder, for which what is asked of ``new`` runs holds already."""
+    """Train, or continue the run in the folder, which has the settings in ``new`` already."""
     goes_on = (run / "config.yaml").is_file()
     if not (new["camera"] or (run / "camera.yaml").is_file()):
         check_photon_counts(middle_of(image), name=image.attrs["source"])
@@ -85,7 +85,7 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
 
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
-    """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
+    """Load a model; return it with options to process planes or channels one by one if the model has none."""
     job.tell(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:
@@ -94,7 +94,7 @@ def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, di
 
 
 def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
-    """Denoise; a large image block by block into an OME-Zarr, beside its file or in a folder."""
+    """Denoise; a large image block by block into an OME-Zarr, in ``folder`` or next to its file."""
     loaded, how = _model_for(job, model, image)
     if (file := image.attrs.get("file")) is None:
         return gap.denoise(loaded, image, on_tile=job.tell, **how)
@@ -116,14 +116,14 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
 
 
 def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
-    """Measure the photons of labelled regions, and how sure they are."""
+    """Measure the photons of labelled regions, and their standard deviations."""
     loaded, _ = _model_for(job, model, image)
     named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
     return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, on_region=job.tell)
 
 
 def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:
-    """Write a zip if it passes every check; return its report in lines: who can run it, and what is left to do."""
+    """Write a zip if it passes every check; return its report as text: verdicts per program and what to improve."""
     from gap_bioimage.exporting.card import Card
 
     made = Card.from_dict(card)

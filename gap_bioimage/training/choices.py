@@ -1,4 +1,4 @@
-"""What training chooses by itself, from the images, the machine and the purpose, where nothing was set."""
+"""Choose settings that were not given from the images, the machine and the purpose of a training run."""
 
 import logging
 import math
@@ -16,13 +16,13 @@ from gap_bioimage.training.patches import Split, WindowDrawer, brightest_db
 
 log = logging.getLogger(__name__)
 
-_PLANES_OF_A_VOLUME = 8  # with fewer a network sees the planes one by one
+_PLANES_OF_A_VOLUME = 8  # images with fewer planes are trained on plane by plane
 _CPU_MINUTES, _CPU_MINUTES_AT_MOST = 8.0, 13.0
 _CPU_STEPS = (400, 4000)
 _ACCELERATOR_STEPS = 10_000
 _DARKEST_DB = -40.0
-# For each purpose the darkest input, dB below the brightest window, and why. Twice as many steps near the data's own
-# brightness are worth about 1 dB there; samples begin there, too, and climb.
+# For each purpose the darkest input in dB below the brightest window, and the reason. A range half as wide trains twice
+# as many steps near the brightness of the data, worth about 1 dB there; samples start there, too.
 _RANGES_DB: dict[str | None, tuple[float, str]] = {
     None: (40.0, "for all purposes; train.purpose=denoise (--for denoise) learns more in as many steps"),
     "denoise": (20.0, "images of a hundredth of the photons are denoised too"),
@@ -35,13 +35,13 @@ _OF_SAMPLES = {
     "max_fraction": (0.95, "samples begin with all photons of an image"),
 }
 _VALIDATIONS, _LEAST_EVERY, _PATIENCE = 20, 20, 6
-# Of anchored networks: the best of three or more for each
+# For anchored networks; the best of three or more values tried for each
 _COURSES: dict[str, dict[str, Any]] = {
     "muon": {"learning_rate": 4e-3, "warmup_steps": 20},
     "adam": {"learning_rate": 2e-3},
 }
-# Networks by dimensions; deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
-# and were not after 4000 steps of an accelerator's batches, on few images.
+# Networks by dimensions. Deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
+# nor were they, on few images, after 4000 steps with the batches of an accelerator.
 SIZES: dict[int, dict[str, dict[str, int]]] = {
     2: {
         "small": {"depth": 3, "start_filts": 16, "stem": 2},
@@ -54,7 +54,7 @@ SIZES: dict[int, dict[str, dict[str, int]]] = {
         "large": {"depth": 4, "start_filts": 32},
     },
 }
-# Windows and how many of them, by dimensions, and whether on an accelerator
+# Shape of a window and windows per batch, by dimensions and whether training is on an accelerator
 _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
     (2, False): ((64, 64), 8),
     (2, True): ((128, 128), 16),
@@ -65,7 +65,7 @@ _LARGEST_BATCH = 64
 
 
 def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
-    """Choose a 3D network for volumes, and a 2D one for planes."""
+    """Choose a 3D network for volumes and a 2D one for planes, unless the dimensions are set."""
     if "dim" in config.network.model_fields_set:
         return config
     planes = min((int(image.sizes.get("z", 1)) for image in images), default=1)
@@ -73,14 +73,14 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
     patch = config.train.patch_px
     dim = len(patch) if patch is not None else 3 if volumes else 2
     config = _choose(config, "network", {"dim": dim}, f"the images have {planes} planes")
-    # read anew, since settings may not suit these dimensions
+    # validated again, since other settings may not suit these dimensions
     return RunConfig.from_dict(config.model_dump(exclude_unset=True))
 
 
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
-    """Choose the network's size, windows, batch, range and number of steps, where they were not set.
+    """Choose size of the network, windows, batch size, range of brightness and number of steps, unless they are set.
 
-    Dimensions and channels hold already; ``accelerator`` means something faster than a CPU.
+    Dimensions and channels must be set; ``accelerator`` means a device faster than a CPU.
     """
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     size, (patch, count) = config.train.size or "base", _WINDOWS[config.network.dim, accelerator]
@@ -91,13 +91,13 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     config = _choose(config, "network", {**network, "depth": depth}, why)
     config = _choose(config, "train", {"patch_px": patch}, why)
     window = WindowDrawer(split.training, config.window_px, config.thinning).window_px
-    batch = round(count * math.prod(patch) / math.prod(window))  # of smaller ones more
+    batch = round(count * math.prod(patch) / math.prod(window))  # the same pixels per step
     train: dict[str, Any] = {"batch_size": min(max(1, batch), _LARGEST_BATCH)}
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
         train |= {"optimizer": optimizer, **_COURSES[optimizer]}
     config = _choose(config, "train", train, why)
-    # plain networks need more digits: their answers are log-rates
+    # plain networks need float32: their outputs are log-rates, not corrections
     if config.network.anchor and not accelerator and _has_bf16():
         config = _choose(config, "train", {"precision": "bf16-mixed"}, "faster here, and as good")
     return _choose_steps(_choose_range(config, split), split, accelerator)
@@ -146,12 +146,12 @@ def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConf
 
 
 def _has_bf16() -> bool:
-    """Return whether the processor multiplies numbers of 16 bits by itself; emulated they are slow."""
+    """Return whether the processor has bfloat16 instructions; emulation is slow."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def _seconds_per_step(config: RunConfig, split: Split) -> float:
-    """Time a step on this machine, with the drawing of its windows, the first one not counted."""
+    """Return the time of a training step on this machine, drawing of windows included; the first step is a warm-up."""
     network = UNet(**config.network.model_dump())
     drawer = WindowDrawer(split.training, config.window_px, config.thinning, config.train.min_photons)
     times = []
@@ -166,7 +166,7 @@ def _seconds_per_step(config: RunConfig, split: Split) -> float:
 
 
 def _choose(config: RunConfig, section: str, values: dict[str, Any], why: str) -> RunConfig:
-    """Return settings with those of a section that were not set, or left open, and log what was chosen."""
+    """Fill in values of a section that were not set or are None, and log them with the reason."""
     own = getattr(config, section)
     open_ = {k: v for k, v in values.items() if k not in own.model_fields_set or getattr(own, k) is None}
     words = [f"{section}.{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in open_.items()]
@@ -176,5 +176,5 @@ def _choose(config: RunConfig, section: str, values: dict[str, Any], why: str) -
 
 
 def _update(config: RunConfig, section: str, values: dict[str, Any]) -> RunConfig:
-    """Return settings with other values in a section; these count as set from now on."""
+    """Return settings with new values in a section, which count as set from now on."""
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

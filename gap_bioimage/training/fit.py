@@ -31,7 +31,7 @@ from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
-_VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
+_VALIDATION_RANK = 1_000_000  # gives validation other random numbers than any training device
 _REFRESH_S = 0.5
 
 
@@ -65,20 +65,21 @@ def train(
     out
         Run folder, made by this function.
     config
-        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. What is not set
-        is chosen from the images and the machine, and logged.
+        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. Settings that are
+        not given are chosen from the images and the machine, and logged.
     dims
-        The axes of ``images`` that are plain arrays, such as ``"zyx"``.
+        Axes of ``images`` that are plain arrays, such as ``"zyx"``.
     purpose, repeats
-        Short for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
+        Shorthands for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
     init
-        A model, or what ``load_model`` takes, whose network and weights to start from; the trained range is anew.
+        Model, or anything that ``load_model`` takes, whose network and weights training starts from. Its trained range
+        is not taken over.
     camera
-        The camera of the images, or its yaml, where they are not counts; each window is turned into counts anew.
+        Camera of the images, or its yaml, if they are not counts. Each window is converted to counts when it is drawn.
     separate_channels
         Train a network of one channel on all channels, instead of one that denoises them jointly.
     resume
-        Continue the run in ``out``; its stored settings hold, but for a larger number of steps.
+        Continue the run in ``out`` with its stored settings; only the number of steps may be raised.
     progress
         Show a progress bar.
     device, devices, num_nodes, strategy, callbacks
@@ -89,9 +90,9 @@ def train(
     OutputError
         If ``out`` holds a run and ``resume`` is false, or cannot be written.
     ConfigError, CheckpointError
-        If a resumed run was given other settings or images, or ``init`` is no model or contradicts the settings.
+        If a resumed run is given other settings or images, or ``init`` is not a model or contradicts the settings.
     KeyboardInterrupt
-        On Ctrl-C; resume continues from the last checkpoint.
+        On Ctrl-C; ``resume`` continues from the last checkpoint.
     """
     run_folder.check_place(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
@@ -108,7 +109,7 @@ def train(
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
     with _quiet(), _shown(progress) as bar:
-        # first, so that a device that is not there leaves no run behind
+        # created first: an unavailable device then leaves no run folder behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
@@ -118,7 +119,7 @@ def train(
 
 
 def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
-    """Return the settings that were given as a whole, by section, or one by one; the last win."""
+    """Merge settings given as a whole, by section and one by one; later ones take precedence."""
     whole: dict[str, Any] = {"train": config}
     if isinstance(config, RunConfig):
         whole = {name: getattr(config, name) for name in config.model_fields_set}
@@ -136,7 +137,7 @@ def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], tra
 
 
 def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:
-    """Return the camera that was given, or that of the settings or of the run to resume, if it fits the images."""
+    """Return the camera given, or else that of the resumed run or of the settings; check that it fits the images."""
     own: Any = config.camera if run is None or not (run / CAMERA_FILE).exists() else run / CAMERA_FILE
     if camera is None and own is None:
         return None
@@ -157,7 +158,7 @@ def _numbers(detector: Detector) -> dict[str, Any]:
 
 
 def _of_images(config: RunConfig, stacks: list[Stack], start: Model | None, detector: Detector | None) -> RunConfig:
-    """Fill in what the images and their camera decide, unless it was decided already."""
+    """Add number of channels and camera to the settings; refuse settings that contradict the images."""
     channels, own = stacks[0].shape[0], config.network.channels
     if channels != own and (start is not None or "channels" in config.network.model_fields_set):
         has = "network.channels is" if start is None else f"{run_folder.init_of(start)['name']}, to start from, has"
@@ -204,7 +205,7 @@ def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks:
 
 
 class PairData(pl.LightningDataModule):
-    """Training batches by step number, and the same validation batches every time."""
+    """Training batches by step number, and validation batches that are the same every time."""
 
     trainer: pl.Trainer
 
@@ -217,15 +218,15 @@ class PairData(pl.LightningDataModule):
 
     def _batches(self, drawer: WindowDrawer, rank: int, numbers: range) -> PairBatches:
         train, trains = self.train_config, self.trainer.strategy.root_device
-        # other accelerators have no binomial numbers of their own
+        # torch draws binomial numbers on the CPU and on CUDA devices only
         device = trains if trains.type == "cuda" else torch.device("cpu")
         return PairBatches(drawer, train.batch_size, train.seed, rank, numbers, device)
 
     def train_dataloader(self) -> PairBatches:
-        """Return the batches of the current epoch, the stretch between two validations."""
+        """Return the batches of the current epoch: the steps between two validations."""
         start, every = self.trainer.global_step, self.train_config.validate_every
         stop = min((start // every + 1) * every, self.train_config.steps)
-        # Lightning asks before it sees that a resumed run is finished, and wants a batch even then
+        # Lightning asks for a batch even when a resumed run is already finished
         return self._batches(self.drawer, self.trainer.global_rank, range(min(start, stop - 1), stop))
 
     def val_dataloader(self) -> PairBatches:
@@ -235,24 +236,24 @@ class PairData(pl.LightningDataModule):
 
 
 def _shown(progress: bool) -> bars.Progress:
-    """Return a bar that is shown if asked; where several devices train, by the first."""
+    """Return a progress bar, hidden without ``progress`` and on all devices but the first."""
     columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
     first = getattr(rank_zero_only, "rank", 0) == 0
     return bars.Progress("training", *columns, "{task.description}", disable=not (progress and first))
 
 
 class Progress(pl.Callback):
-    """One bar for the whole run, with losses, input brightness and time left."""
+    """One bar for the whole run, with losses, range of input brightness and time left."""
 
     def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
         self.folder, self.bar, self.shown_at = folder, bar, -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begin where the run does."""
+        """Start the bar at the current step of the run."""
         self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the bar; the loss is read from the device twice a second only."""
+        """Advance the bar; the loss is read from the device at most twice a second."""
         finished = trainer.global_step >= pl_module.config.train.steps
         if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
             return
@@ -265,7 +266,7 @@ class Progress(pl.Callback):
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C arrive as KeyboardInterrupt: Lightning exits instead, and leaves the signal ignored."""
+    """Raise KeyboardInterrupt on Ctrl-C: Lightning exits instead, and leaves the signal ignored."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -282,7 +283,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back Lightning's advice that does not apply, and its banner."""
+    """Suppress Lightning's banner and the advice that does not apply."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
