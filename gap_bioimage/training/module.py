@@ -50,13 +50,13 @@ class GapModule(pl.LightningModule):
             self.recorded = record_training(self.network, batch.photons)
         log_rate = without_dark(self(batch.photons), batch.dark)
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses, images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
-        self.train_losses.append(losses.detach().sum() / images)
+        losses, n_images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
+        self.train_losses.append(losses.detach().sum() / n_images)
         self.input_db = batch.db
         importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
-        loss = (importance * losses).sum() / images
-        given = self.config.train.total_weight
-        if weight := float(self.network.anchored) if given is None else given:
+        loss = (importance * losses).sum() / n_images
+        total_weight = self.config.train.total_weight
+        if weight := float(self.network.anchored) if total_weight is None else total_weight:
             totals = total_loss(log_rate, batch.target, batch.exposure, batch.weight)
             loss = loss + weight * (importance * totals).mean()
         return loss
@@ -115,18 +115,18 @@ class GapModule(pl.LightningModule):
         """Return the optimiser and its schedule: warm-up, constant rate, linear decay to 1 % over the second half."""
         train = self.config.train
         if train.optimizer == "muon":
-            kinds: tuple[list[Any], list[Any]] = ([], [])
+            groups: tuple[list[Any], list[Any]] = ([], [])
             for name, parameter in self.network.named_parameters():
-                kinds[parameter.dim() == 1 or name.startswith("conv_final")].append(parameter)
-            optimizer: torch.optim.Optimizer = Muon(*kinds, lr=train.learning_rate)
+                groups[parameter.dim() == 1 or name.startswith("conv_final")].append(parameter)
+            optimizer: torch.optim.Optimizer = Muon(*groups, lr=train.learning_rate)
         else:
             # with float16, a fused step unscales the gradients only after they were clipped
             fused = train.precision != "16-mixed"
             optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
 
         def factor(step: int) -> float:
-            rising = (step + 1) / max(1, train.warmup_steps)
-            return min(1.0, rising, 0.01 + 1.98 * max(0.0, 1 - step / train.steps))
+            warmup, decay = (step + 1) / max(1, train.warmup_steps), 0.01 + 1.98 * max(0.0, 1 - step / train.steps)
+            return min(1.0, warmup, decay)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

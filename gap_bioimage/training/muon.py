@@ -30,12 +30,12 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         groups = [{"params": list(weights), "evened": True}, {"params": list(others), "evened": False}]
         super().__init__(groups, {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay})
-        self._evened = Recorded(_evened)
+        self._orthogonal = Recorded(_orthogonal_steps)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state; one stored before weight decay existed continues without it."""
         super().__setstate__(state)
-        self._evened = Recorded(_evened)
+        self._orthogonal = Recorded(_orthogonal_steps)
         for group in self.param_groups:
             group.setdefault("weight_decay", 0.0)
 
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         means = [state["mean"] for state in states]
         if group["evened"]:
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-            steps = self._evened(*torch._foreach_lerp(gradients, means, group["momentum"]))
+            steps = self._orthogonal(*torch._foreach_lerp(gradients, means, group["momentum"]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         else:
@@ -73,18 +73,18 @@ class Muon(torch.optim.Optimizer):
             )  # fmt: skip
 
 
-def _evened(*gradients: Tensor) -> list[Tensor]:
+def _orthogonal_steps(*gradients: Tensor) -> list[Tensor]:
     """Return orthogonalised gradients with the size of Adam's steps; those of one shape are processed together."""
     steps: dict[int, Tensor] = {}
     for shape in {gradient.shape for gradient in gradients}:
         numbers = [number for number, gradient in enumerate(gradients) if gradient.shape == shape]
         matrices = torch.stack([gradients[number].flatten(1) for number in numbers])
         scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
-        steps |= dict(zip(numbers, scale * evened(matrices).reshape(-1, *shape), strict=True))
+        steps |= dict(zip(numbers, scale * orthogonalised(matrices).reshape(-1, *shape), strict=True))
     return [steps[number] for number in range(len(gradients))]
 
 
-def evened(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Return matrices (..., row, column) with the same singular vectors and singular values of about 1.
 
     The Newton-Schulz iteration multiplies m by polynomials of ``m m'``; here their product is computed first and
@@ -93,11 +93,11 @@ def evened(matrix: Tensor, iterations: int = 5) -> Tensor:
     tall = matrix.shape[-2] > matrix.shape[-1]
     matrix = matrix.mT if tall else matrix
     matrix = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    square, one = matrix @ matrix.mT, torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+    square, identity = matrix @ matrix.mT, torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
     a, b, c = _QUINTIC
-    product = one
+    product = identity
     for _ in range(iterations):
-        factor = a * one + b * square + c * (square @ square)
+        factor = a * identity + b * square + c * (square @ square)
         product, square = factor @ product, factor @ square @ factor
     matrix = product @ matrix
     return matrix.mT if tall else matrix

@@ -57,36 +57,37 @@ def pairs_of(
     windows: Sequence[Window], fractions: Sequence[float], ceiling: int | None, generator: torch.Generator
 ) -> Pairs:
     """Split windows on the generator's device; a photon goes to the input with the probability given per window."""
-    counts = _moved([window.counts for window in windows], generator.device).float()
-    told = [fractions, [window.n_others for window in windows], [window.dark for window in windows]]
-    moved = torch.tensor(told, dtype=torch.float64).float().to(generator.device, non_blocking=True)
-    fraction, others, dark = moved.reshape(3, -1, *[1] * (counts.ndim - 1))
-    kept = torch.binomial(counts, fraction.expand_as(counts), generator=generator)
-    added = (1 - fraction) * dark if any(window.dark for window in windows) else None
+    counts = _stacked([window.counts for window in windows], generator.device).float()
+    numbers = [fractions, [window.n_others for window in windows], [window.dark for window in windows]]
+    columns = torch.tensor(numbers, dtype=torch.float64).float().to(generator.device, non_blocking=True)
+    fraction, n_others, shift = columns.reshape(3, -1, *[1] * (counts.ndim - 1))
+    photons = torch.binomial(counts, fraction.expand_as(counts), generator=generator)
+    dark = (1 - fraction) * shift if any(window.dark for window in windows) else None
     repeated = windows[0].others is not None
-    target = _moved([window.others for window in windows], generator.device).float() if repeated else counts - kept
-    weight, exposure = torch.ones_like(counts), (others if repeated else 1 - fraction) / fraction
+    target = _stacked([window.others for window in windows], generator.device).float() if repeated else counts - photons
+    weight, exposure = torch.ones_like(counts), (n_others if repeated else 1 - fraction) / fraction
     if ceiling is not None:
         check_ceiling([window.counts for window in windows], ceiling)
-        free = free_slots(counts, kept, fraction, ceiling, generator)
-        weight, exposure = ceiling * others * weight if repeated else free, 1 / (ceiling * fraction)
+        free = free_slots(counts, photons, fraction, ceiling, generator)
+        weight, exposure = ceiling * n_others * weight if repeated else free, 1 / (ceiling * fraction)
     if windows[0].usable is not None:
-        weight = weight * _moved([window.usable for window in windows], generator.device)
+        weight = weight * _stacked([window.usable for window in windows], generator.device)
     # no network can predict hot pixels, and they would dominate the loss
     weight = weight.masked_fill(hot_pixels(counts), 0.0)
-    if added is not None:
-        noise = torch.randn(kept.shape, generator=generator, device=kept.device)
-        kept = (kept + torch.round(added + torch.sqrt(added) * noise)).clamp(min=0.0)  # Gaussian, like read noise
-    db = 10 * torch.log10(kept.flatten(1).mean(1))
-    return Pairs(kept, target * (weight > 0), db, exposure.flatten(), weight, added)
+    if dark is not None:
+        noise = torch.randn(photons.shape, generator=generator, device=photons.device)
+        photons = (photons + torch.round(dark + torch.sqrt(dark) * noise)).clamp(min=0.0)  # Gaussian, like read noise
+    db = 10 * torch.log10(photons.flatten(1).mean(1))
+    return Pairs(photons, target * (weight > 0), db, exposure.flatten(), weight, dark)
 
 
 def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:
     """Refuse counts above ``ceiling``, the number of one-bit frames summed."""
     if (highest := max(int(counts.max(initial=0)) for counts in images)) > ceiling:
-        held = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
-        how = "give the number that were summed (thinning.ceiling), or single frames with --sum-frames"
-        raise NotPhotonCountsError(f"{held}; {how}")
+        raise NotPhotonCountsError(
+            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; "
+            "set thinning.ceiling to the number of frames summed, or give single frames with --sum-frames"
+        )
 
 
 def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +101,7 @@ def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, gen
     return ceiling - kept - torch.binomial(empty, fraction.expand_as(empty), generator=generator)
 
 
-def _moved(parts: Sequence[NDArray[Any] | None], device: torch.device) -> Tensor:
+def _stacked(parts: Sequence[NDArray[Any] | None], device: torch.device) -> Tensor:
     """Stack arrays on a device; copies to a GPU are asynchronous."""
     stacked = torch.from_numpy(np.stack([part for part in parts if part is not None]))
     return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked

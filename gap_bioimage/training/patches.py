@@ -26,11 +26,11 @@ from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 _REDRAWS = 10
 _CANDIDATES = 4
-_OTHERS = 8  # exposures summed into a target; more cost more time to read than they improve it
-_SEEN_ITEMS, _SEEN_PAIRS, _SEEN_PX = 4, 16, 256  # limits of the test for motion: items, pairs of frames, pixels
+_TARGET_EXPOSURES = 8  # summed into a target; more take longer to read without improving it much
+_TESTED_ITEMS, _TESTED_PAIRS, _TESTED_PX = 4, 16, 256  # limits of the test for motion: items, pairs of frames, pixels
 _SUMMED, _SUMMED_PHOTONS = (1, 8, 64), 16.0  # frames summed in that test, up to so many photons per pixel
-_MOVES = 0.01
-_TOO_MANY = 1 << 26  # photons per pixel: sums of 8 exposures and of 2 x 2 pixels must fit into 32 bits
+_MOTION = 0.01
+_PHOTONS_LIMIT = 1 << 26  # per pixel: sums of 8 exposures and of 2 x 2 pixels must fit into 32 bits
 
 _CPU = torch.device("cpu")
 
@@ -67,11 +67,11 @@ class Stack:
         """Return the counts of the whole stack; for exposures, those of one and the sum of up to eight others."""
         if not self.repeated:
             return self._counts(self.values, rng)
-        chosen = rng.permutation(len(self.values))[: _OTHERS + 1]
+        chosen = rng.permutation(len(self.values))[: _TARGET_EXPOSURES + 1]
         one, *others = (self._counts(self.values[number], rng) for number in chosen)
-        told = [window.usable for window in (one, *others) if window.usable is not None]
+        usable = [window.usable for window in (one, *others) if window.usable is not None]
         total = np.stack([window.counts for window in others]).sum(axis=0, dtype=np.int32)
-        return one._replace(usable=np.all(told, axis=0) if told else None, others=total, n_others=len(others))
+        return one._replace(usable=np.all(usable, axis=0) if usable else None, others=total, n_others=len(others))
 
     def _counts(self, values: NDArray[Any], rng: np.random.Generator) -> Window:
         """Return counts; camera values are first spread at random within their ADU."""
@@ -82,9 +82,9 @@ class Stack:
             counts = as_integers(values)
         except NotPhotonCountsError as error:
             raise NotPhotonCountsError(f"{self.name}: {error}") from None
-        if (highest := int(counts.max(initial=0))) >= _TOO_MANY:
-            told = f"{self.name}: a pixel holds {highest} photons, expected fewer than {_TOO_MANY}"
-            raise NotPhotonCountsError(f"{told}; are these photons? divide by what one of them was stored as")
+        if (highest := int(counts.max(initial=0))) >= _PHOTONS_LIMIT:
+            problem = f"{self.name}: a pixel holds {highest} photons, expected fewer than {_PHOTONS_LIMIT}"
+            raise NotPhotonCountsError(f"{problem}; if values are multiples of photon counts, divide by the factor")
         return Window(counts.astype(np.int32))
 
 
@@ -121,8 +121,8 @@ def as_stacks(
         as_image(image, what=name)
         check_dim(image, dim, plane_by_plane=True, name=name)
         if min(image.sizes["y"], image.sizes["x"]) < 2:
-            told = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x)"
-            raise AxesError(f"{told}, expected several rows and columns; are its sizes told elsewhere?")
+            problem = f"{name} has {image.sizes['y']} x {image.sizes['x']} pixels (y, x), expected several each"
+            raise AxesError(f"{problem}; if its rows were stored as one, reshape it")
         if detector is not None:
             detector.check_size(image, name)
         elif image.size and not image.encoding.get(ON_DISK):
@@ -136,8 +136,8 @@ def as_stacks(
     if not stacks:
         raise AxesError("no image was given; expected at least one")
     if len(channels := {stack.shape[0]: stack.name for stack in stacks}) > 1:
-        told = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
-        raise AxesError(f"the images have different numbers of channels ({told}), expected the same number in all")
+        counts = ", ".join(f"{count} in {name}" for count, name in sorted(channels.items()))
+        raise AxesError(f"the images have different numbers of channels ({counts}), expected the same number in all")
     return stacks
 
 
@@ -147,42 +147,42 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
         raise AxesError(f"{name} has no frames along {axis}, expected repeats of one scene; leave repeats out")
     items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
-    if max(moves(stack) for stack in stacks[:: -(-len(stacks) // _SEEN_ITEMS)]) > _MOVES:
-        told = f"{name} does not stand still: neighbouring pixels change together, which noise does not"
-        warnings.warn(f"{told}; what moves will be blurred: train without repeats", CountsWarning, stacklevel=4)
+    if max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
+        problem = f"{name} does not stand still: changes of neighbouring pixels are correlated, unlike noise"
+        warnings.warn(f"{problem}; moving structure will be blurred: train without repeats", CountsWarning, stacklevel=4)
     return stacks
 
 
-def moves(stack: Stack) -> float:
+def motion(stack: Stack) -> float:
     """Return the correlation of neighbouring pixels in differences of exposures, 0 to 1, beyond what chance explains.
 
     Noise is independent from pixel to pixel, whatever its size; moving structure is not. Changes of the brightness of
     the whole image are removed. Single frames of dim scenes show little but noise, so sums of frames are tested too.
     """
     plane: Any = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
-    plane += tuple(middle(size, _SEEN_PX) for size in stack.shape[-2:])
+    plane += tuple(middle(size, _TESTED_PX) for size in stack.shape[-2:])
     camera, half = None if stack.detector is None else stack.detector.camera, len(stack.values) // 2
     offset, gain = (0.0, 1.0) if camera is None else (camera.offset, camera.gain)
 
-    def seen(first: int, count: int) -> NDArray[Any]:
+    def photons(first: int, count: int) -> NDArray[Any]:
         """Return the sum of successive frames in photons, (y, x)."""
         frames = [stack.values[(number, *plane)] for number in range(first, first + count)]
         return np.asarray((np.sum(frames, axis=0, dtype=float) - count * offset) / gain)
 
-    alike, photons = 0.0, float(seen(half, 1).mean())
+    correlation, brightness = 0.0, float(photons(half, 1).mean())
     for count in _SUMMED:
-        if count > half or (count > 1 and photons * count > _SUMMED_PHOTONS):
+        if count > half or (count > 1 and brightness * count > _SUMMED_PHOTONS):
             break
-        products, squares = [], []
-        for first in np.unique(np.linspace(0, half - count, min(half, _SEEN_PAIRS)).astype(int)):
-            one, other = seen(first, count), seen(first + half, count)
+        products, variances = [], []
+        for first in np.unique(np.linspace(0, half - count, min(half, _TESTED_PAIRS)).astype(int)):
+            one, other = photons(first, count), photons(first + half, count)
             change = one * other.mean() - other * one.mean()
             products.append((change[:, 1:] * change[:, :-1]).ravel())
-            squares.append(np.square(change).mean())
-        together, size = np.concatenate(products), float(np.mean(squares))
-        sure = 5 * math.sqrt(np.square(together).mean() / together.size)
-        alike = max(alike, float(together.mean() - sure) / size if size else 0.0)
-    return alike
+            variances.append(np.square(change).mean())
+        covariances, variance = np.concatenate(products), float(np.mean(variances))
+        margin = 5 * math.sqrt(np.square(covariances).mean() / covariances.size)
+        correlation = max(correlation, float(covariances.mean() - margin) / variance if variance else 0.0)
+    return correlation
 
 
 def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
@@ -199,10 +199,10 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
         size = stack.shape[axis]
         slab = max(8, round(share * size))
         if size < 2 * slab:
-            told = f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation"
-            raise AxesError(f"{told}; give larger or at least 8 images")
-        for part, where in zip(split, (slice(0, size - slab), slice(size - slab, size)), strict=True):
-            part.append(stack[(*[slice(None)] * axis, where)])
+            problem = f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation"
+            raise AxesError(f"{problem}; give larger images, or at least {_HELD_OUT_IMAGES_FROM}")
+        for part, piece in zip(split, (slice(0, size - slab), slice(size - slab, size)), strict=True):
+            part.append(stack[(*[slice(None)] * axis, piece)])
     return split
 
 
@@ -258,22 +258,21 @@ class WindowDrawer:
         return best
 
     @cached_property
-    def _of_images(self) -> NDArray[np.float64]:
+    def _image_bounds(self) -> NDArray[np.float64]:
         """Cumulative probabilities of the images, proportional to their numbers of pixels."""
         return _bounds(np.array([math.prod(stack.shape) for stack in self.stacks], float))
 
     def _candidate(self, rng: np.random.Generator) -> _Candidate:
-        stack = self.stacks[_choice(self._of_images, rng)]
-        larger = (*self.window_px[:-2], *(2 * size for size in self.window_px[-2:]))
-        asked = self.thinning.binned > 0 and rng.random() < self.thinning.binned
-        binned = asked and all(np.less_equal(larger, stack.shape[1:]))
-        sizes = larger if binned else self.window_px
+        stack = self.stacks[_choice(self._image_bounds, rng)]
+        doubled = (*self.window_px[:-2], *(2 * size for size in self.window_px[-2:]))
+        binned = self.thinning.binned > 0 and rng.random() < self.thinning.binned
+        binned = binned and all(np.less_equal(doubled, stack.shape[1:]))
+        sizes = doubled if binned else self.window_px
         starts = rng.integers(0, np.subtract(stack.shape[1:], sizes) + 1).tolist()
-        where = tuple(slice(s, s + w) for s, w in zip(starts, sizes, strict=True))
-        place = stack[(slice(None), *where)]
-        place = replace(place, values=np.asarray(place.values))  # read from disk once
+        part = stack[(slice(None), *(slice(s, s + size) for s, size in zip(starts, sizes, strict=True)))]
+        part = replace(part, values=np.asarray(part.values))  # read from disk once
         # a quarter for binned windows, so that they are not chosen more often
-        return _Candidate(place, binned, place.photons / 4 if binned else place.photons)
+        return _Candidate(part, binned, part.photons / 4 if binned else part.photons)
 
     def _fraction(self, window: Window, rng: np.random.Generator) -> float:
         assert self.thinning.max_db is not None  # noqa: S101
@@ -282,9 +281,9 @@ class WindowDrawer:
         return min(photons / mean, largest) if mean > 0 else largest
 
 
-def _bounds(chances: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bounds(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return cumulative probabilities; the last one is 1."""
-    ends = (chances / chances.sum()).cumsum()
+    ends = (weights / weights.sum()).cumsum()
     bounds: NDArray[np.float64] = ends / ends[-1]
     return bounds
 
@@ -315,17 +314,17 @@ class PairBatches:
 
     def __iter__(self) -> Iterator[Pairs]:
         """Draw each batch while the network processes the previous one, if a core is free; GPUs draw on their own."""
-        begun, waited, drawn = time.monotonic(), 0.0, None
+        start, waited, pending = time.monotonic(), 0.0, None
         # without a free core, the network's threads wait for the one that shares its core: 1.5 times as long in all
-        early = self.device.type == "cpu" and (os.cpu_count() or 1) > torch.get_num_threads()
-        with ThreadPoolExecutor(1) as ahead:
+        prefetch = self.device.type == "cpu" and (os.cpu_count() or 1) > torch.get_num_threads()
+        with ThreadPoolExecutor(1) as executor:
             for number in self.numbers:
-                asked = time.monotonic()
-                pairs = self[number] if drawn is None else drawn.result()
-                more = early and number + 1 in self.numbers
-                drawn = ahead.submit(self.__getitem__, number + 1) if more else None
-                waited += time.monotonic() - asked
-                self.waiting_share = waited / max(time.monotonic() - begun, 1e-9)
+                waiting_since = time.monotonic()
+                pairs = self[number] if pending is None else pending.result()
+                ahead = prefetch and number + 1 in self.numbers
+                pending = executor.submit(self.__getitem__, number + 1) if ahead else None
+                waited += time.monotonic() - waiting_since
+                self.waiting_share = waited / max(time.monotonic() - start, 1e-9)
                 yield pairs
 
 
@@ -342,10 +341,10 @@ def augmented(window: Window, rng: np.random.Generator) -> Window:
 def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int, binned: bool = False) -> float:
     """Return the pseudo-PSNR of the brightest of 200 random windows, without saturated and hot pixels."""
     drawer = WindowDrawer(stacks, patch_px, ThinningConfig(binned=float(binned)), augment=False)
-    best = -math.inf
+    brightest = -math.inf
     for window in drawer.windows(np.random.default_rng([seed, 1]), 200):
-        if pseudo_psnr_db(window.counts) > best:  # an upper bound of that of ``light``, which takes longer
-            best = max(best, pseudo_psnr_db(window.light))
-    if math.isinf(best):
-        raise NotPhotonCountsError("200 random windows hold no photon at all; expected images with photons")
-    return best
+        if pseudo_psnr_db(window.counts) > brightest:  # an upper bound of that of ``light``, which takes longer
+            brightest = max(brightest, pseudo_psnr_db(window.light))
+    if math.isinf(brightest):
+        raise NotPhotonCountsError("200 random windows of the images hold no photons; give images with photons")
+    return brightest

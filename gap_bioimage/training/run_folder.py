@@ -46,21 +46,21 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
 
     Its ``history.init`` records name, origin, trained range and the sha256 of the weights.
     """
-    given = None
+    initial = None
     if init is not None:
         check_model(model := load_model(init) if isinstance(init, (str, Path)) else init)
         # only the part of the path that is meaningful on other machines
         name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
         record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
-        given = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
+        initial = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
     if not resume or not (run / "config.yaml").exists():
-        return given
-    start = load_model(run / INIT) if (run / INIT).exists() else None
-    if given is not None and (start is None or init_of(given)["sha256"] != init_of(start)["sha256"]):
-        started = "no other model" if start is None else f"other weights, {init_of(start)['name']}"
-        told = f"the run in {run} was started from {started}, not from {init_of(given)['name']}"
-        raise ConfigError(f"{told}; leave out init to resume it")
-    return start
+        return initial
+    stored = load_model(run / INIT) if (run / INIT).exists() else None
+    if initial is not None and (stored is None or init_of(initial)["sha256"] != init_of(stored)["sha256"]):
+        origin = "no other model" if stored is None else f"the weights of {init_of(stored)['name']}"
+        problem = f"the run in {run} was started from {origin}, not from {init_of(initial)['name']}"
+        raise ConfigError(f"{problem}; leave init out to resume it")
+    return stored
 
 
 def init_of(start: Model) -> dict[str, Any]:
@@ -72,21 +72,21 @@ def settings_from(start: Model, config: RunConfig) -> RunConfig:
     """Return the settings with the network of the model to start from; refuse settings of another network."""
     own, name = start.config, init_of(start)["name"]
     for key, stored in own:
-        given = getattr(config.network, key)
-        if key in config.network.model_fields_set and given != stored:
-            told = f"network.{key} is {given}, but the model to start from, {name}, has {stored}"
-            raise ConfigError(f"{told}; {'give the same' if key == 'dim' else 'leave it out'}, or start from nothing")
+        value = getattr(config.network, key)
+        if key in config.network.model_fields_set and value != stored:
+            problem = f"network.{key} is {value}, but the model to start from, {name}, has {stored}"
+            raise ConfigError(f"{problem}; leave it out, or train without init")
     if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
-        told = f"train.size={size} chooses new networks only: that of {name} stays as it is"
-        warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
+        problem = f"train.size={size} is for new networks only, and that of {name} keeps its size"
+        warnings.warn(f"{problem}; leave train.size out, or train without init", NetworkWarning, stacklevel=3)
     # stored as set, so that no choice for new weights replaces them
     values, train = config.model_dump(exclude_unset=True), config.train
-    kept = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
-    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **kept}}
+    fixed = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
+    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **fixed}}
     return RunConfig.from_dict(values)
 
 
-def _keep(start: Model, run: Path) -> None:
+def _store_initial(start: Model, run: Path) -> None:
     """Copy the initial weights into the run folder, where a killed run finds them again."""
     section = {"trained_range_db": list(start.trained_range_db), "metrics": [], "init": start.history.init}
     section |= {"config": {"network": start.config.model_dump(mode="json")}}
@@ -111,16 +111,17 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
     # values that the images decided: not given, or a max_db above theirs
-    asked, most = own["thinning"]["max_db"], stored.thinning.max_db
-    if asked is None or (most is not None and asked > most):
-        own["thinning"]["max_db"] = most
+    max_db, stored_db = own["thinning"]["max_db"], stored.thinning.max_db
+    if max_db is None or (stored_db is not None and max_db > stored_db):
+        own["thinning"]["max_db"] = stored_db
     own["train"]["patch_px"] = own["train"]["patch_px"] or stored.train.patch_px
     merged = RunConfig.from_dict(own)
-    others = differences(stored.model_dump(), merged.model_dump())
-    if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
-        told = f"the run in {out} was started with other settings than given now ({'; '.join(others.values())})"
-        more = f"only train.steps may change, to more than {stored.train.steps}"
-        raise ConfigError(f"{told}; leave them out to resume it ({more})")
+    changed = differences(stored.model_dump(), merged.model_dump())
+    if changed and (set(changed) != {"train.steps"} or merged.train.steps < stored.train.steps):
+        raise ConfigError(
+            f"the run in {out} was started with other settings than given now ({'; '.join(changed.values())}); leave "
+            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
+        )
     return merged
 
 
@@ -145,7 +146,7 @@ def open_run(out: Path, config: RunConfig, start: Model | None) -> None:
         with refusals_told(out):
             out.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            _keep(start, out)  # before config.yaml, which makes the folder a run
+            _store_initial(start, out)  # before config.yaml, which makes the folder a run
     for leftover in out.glob(".*.tmp-*"):  # from killed processes
         leftover.unlink(missing_ok=True)
     with replacing(stored) as temporary:
@@ -157,7 +158,7 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
     last = out / "last.ckpt"
     if not resume or not last.exists():
         return None
-    advice = f"give {out / 'best.ckpt'} as init of a new run in another folder, or train anew"
+    advice = f"start a new run in another folder, with {out / 'best.ckpt'} as init or from scratch"
     try:
         content = read_weights(last, str(last))
     except CheckpointError as error:
@@ -165,7 +166,7 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
     ours = CHECKPOINT_KEY in content and "optimizer_states" in content
     own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
     if own != RunConfig.read(out / "config.yaml").network:
-        raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
+        raise CheckpointError(f"{last} is not a checkpoint of the network in config.yaml; {advice}")
     return last
 
 
@@ -177,13 +178,13 @@ def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: D
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = candidates[int(np.argmax([float(seen(one).mean()) for one in candidates]))]
+        stack = candidates[int(np.argmax([float(loaded_part(stack).mean()) for stack in candidates]))]
         piece = np.asarray(stack[_middle(stack)].values)
         with replacing(out / name) as temporary:
             np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
 
 
-def seen(stack: Stack) -> NDArray[Any]:
+def loaded_part(stack: Stack) -> NDArray[Any]:
     """Return the values of an image; for an image on disk, those of its middle."""
     return np.asarray(stack.values if isinstance(stack.values, np.ndarray) else stack[_middle(stack)].values)
 
@@ -237,8 +238,8 @@ class RunFolder(pl.Callback):
             "waiting_share": trainer.train_dataloader.waiting_share,  # type: ignore[union-attr]
         }
         if math.isnan(row["validation_loss"]) and not self.rows:
-            told = "what is held out for validation has no photons: nothing tells which model is the best"
-            warnings.warn(f"{told}; give more images", CountsWarning, stacklevel=2)
+            problem = "the images held out for validation have no photons, and the best model cannot be chosen"
+            warnings.warn(f"{problem}; give more images", CountsWarning, stacklevel=2)
         self.rows.append(row)
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=trainer.global_step)
@@ -264,8 +265,7 @@ class RunFolder(pl.Callback):
         """Restore the metrics if the images are the same, and compute how many epochs are left."""
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
-            told = f"the run in {self.folder} was trained on other images than given now"
-            raise CheckpointError(f"{told}; resume with the same images")
+            raise CheckpointError(f"the run in {self.folder} was trained on other images; resume with the same images")
         self.rows = list(stored["metrics"])
         # if the number of steps was raised, the last epoch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
@@ -286,8 +286,8 @@ class RunFolder(pl.Callback):
             waited = len(self.rows) - max(best + 1, first_half)
             if waited >= train.patience:
                 trainer.should_stop = True
-                told = "ended after %d steps: the last %d validations were no better than that of step %d"
-                log.info(told, self.rows[-1]["step"], waited, self.rows[best]["step"])
+                message = "training ended at step %d: the last %d validations did not improve on that of step %d"
+                log.info(message, self.rows[-1]["step"], waited, self.rows[best]["step"])
 
     def _write_metrics(self) -> None:
         metrics = self.folder / "metrics.csv"
@@ -313,8 +313,8 @@ def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[An
     background = 0 if detector is None else detector.background()
     planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts.numpy(), rate)]
     titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
-    lying = planes[0].shape[0] > 1.5 * planes[0].shape[1]
-    return {title: plane.T if lying else plane for title, plane in zip(titles, planes, strict=True)}
+    tall = planes[0].shape[0] > 1.5 * planes[0].shape[1]
+    return {title: plane.T if tall else plane for title, plane in zip(titles, planes, strict=True)}
 
 
 @rank_zero_only
