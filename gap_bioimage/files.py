@@ -15,8 +15,8 @@ def check_place(path: Path, *, folder: bool = False) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
     if path.exists() and not path.is_file() and not (folder and path.is_dir()):  # a rename would replace even /dev/null
-        told = "a folder" if path.is_dir() else "a device or a pipe"
-        raise OutputError(f"cannot write {path}: it is {told}, expected the name of a file; add a file name")
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"cannot write {path}: it is {kind}, expected the name of a file; add a file name")
 
 
 @contextmanager
@@ -30,19 +30,19 @@ def replacing(path: Path | str, *, folder: bool = False) -> Iterator[Path]:
     path = Path(path)
     check_place(path, folder=folder)
     token = secrets.token_hex(4)
-    temporary, aside = (path.with_name(f".{path.stem}.{word}-{token}{path.suffix}") for word in ("tmp", "old"))
+    temporary, previous = (path.with_name(f".{path.stem}.{word}-{token}{path.suffix}") for word in ("tmp", "old"))
     try:
         with refusals_told(path):
             yield temporary
             if path.is_dir():
-                os.rename(path, aside)
+                os.rename(path, previous)
             try:
                 os.replace(temporary, path)
             except OSError:
-                if aside.exists():
-                    os.rename(aside, path)
+                if previous.exists():
+                    os.rename(previous, path)
                 raise
-            remove(aside)
+            remove(previous)
     finally:
         remove(temporary)
 

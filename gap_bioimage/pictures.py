@@ -53,12 +53,12 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     height, width = std.shape
     scale = 3 / max(height, width)
     figure = new_figure((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25)
-    *parts, last = figure.subplots(1, len(photons) + 1)
+    *left, right = figure.subplots(1, len(photons) + 1)
     top = brightest(list(photons.values())[1])
-    shown = [show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
-    figure.colorbar(shown[-1], ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
-    spread = show(last, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)
-    figure.colorbar(spread, ax=last, location="bottom", label="photons per pixel")
+    drawn = [show(axes, title, image, top) for axes, (title, image) in zip(left, photons.items(), strict=True)]
+    figure.colorbar(drawn[-1], ax=left, location="bottom", shrink=0.4, label="photons per pixel")
+    drawn_std = show(right, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)
+    figure.colorbar(drawn_std, ax=right, location="bottom", label="photons per pixel")
     save_figure(figure, path)
 
 

@@ -15,8 +15,7 @@ from gap_bioimage.errors import AxesError, UnreadableImageError
 from gap_bioimage.io.image import AXES, ON_DISK, metadata_of, middle, step_of
 from gap_bioimage.io.read import READABLE, loaded, open_image
 
-LayerData = tuple[Any, dict[str, Any], str]
-"""What napari makes a layer of: an array, its settings, and the kind of layer."""
+LayerData = tuple[Any, dict[str, Any], str]  # array, settings and kind of a layer, as napari expects them
 _UNITS = {"t": "s", "z": "um", "y": "um", "x": "um"}
 _LARGE = 16  # bytes of memory per pixel for an image and its results
 _PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # pieces in which large images are read
@@ -37,8 +36,8 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 def opened(path: Path) -> xr.DataArray:
     """Open an image and load its values unless it is large; a large one has its ``file`` among its attributes."""
     image = open_image(path)
-    in_order = [axis for axis in AXES if axis in image.dims] == [*image.dims]
-    if image.size * _LARGE <= psutil.virtual_memory().available or not in_order:
+    ordered = [axis for axis in AXES if axis in image.dims] == [*image.dims]
+    if image.size * _LARGE <= psutil.virtual_memory().available or not ordered:
         return loaded(image, path)
     image.encoding[ON_DISK] = True
     return image.assign_attrs(file=path)
@@ -71,8 +70,8 @@ def layers_of(image: xr.DataArray, name: str) -> list[LayerData]:
     """Return an image as layers, one per channel."""
     if "c" in image.dims:
         names = metadata_of(image).channels or range(image.sizes["c"])
-        each = [image.isel(c=n).assign_attrs(channel=n) for n in range(image.sizes["c"])]
-        return [layers_of(one, f"{name} {channel}")[0] for one, channel in zip(each, names, strict=True)]
+        channels = [image.isel(c=n).assign_attrs(channel=n) for n in range(image.sizes["c"])]
+        return [layers_of(channel, f"{name} {title}")[0] for channel, title in zip(channels, names, strict=True)]
     dims, steps = [str(dim) for dim in image.dims], metadata_of(image).steps
     units = [_UNITS[dim] if dim in steps else "pixel" for dim in dims]
     return [_layer(image, {"name": name, "scale": [steps.get(dim, 1.0) for dim in dims], "units": units})]
@@ -82,14 +81,14 @@ def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
     """Return a result as a layer aligned with the one it was computed from; additional axes come first."""
     new = image.ndim - layer.ndim
     scale, translate = [1.0] * new + list(layer.scale), [0.0] * new + list(layer.translate)
-    place = {"scale": scale, "translate": translate, "units": ["pixel"] * new + list(layer.units)}
-    return _layer(image, {"name": f"{layer.name} {name}", **place})
+    units = ["pixel"] * new + list(layer.units)
+    return _layer(image, {"name": f"{layer.name} {name}", "scale": scale, "translate": translate, "units": units})
 
 
 def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
     """Add names of axes, and contrast limits that do not depend on single bright pixels."""
-    seen = middle_of(image).values
-    low, top = float(seen.min()), float(np.percentile(seen, 99.8))
+    values = middle_of(image).values
+    low, top = float(values.min()), float(np.percentile(values, 99.8))
     settings["contrast_limits"] = (min(0.0, low), top if top > low else low + 1)
     settings["axis_labels"] = [str(dim) for dim in image.dims]
     if "file" not in image.attrs:
@@ -114,17 +113,18 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
     axes = axes.strip().lower()
     known = len(axes) == layer.ndim == len(set(axes)) and {"y", "x"} <= set(axes) <= set(AXES)
     if layer.rgb or not known:
-        told = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
-        raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
+        content = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, but {axes!r} was given"
+        advice = f"choose another layer, or name its axes, such as {axes_of(layer)!r}"
+        raise AxesError(f"{layer.name} has {content}; {advice}")
     large: xr.DataArray | None = layer.metadata.get("image")
     if large is not None:
         if large.dims != tuple(axes):
-            raise AxesError(f"{layer.name} has the axes {''.join(map(str, large.dims))} in its file, expected these")
+            raise AxesError(f"the axes of {layer.name} in its file are {''.join(map(str, large.dims))}; give these")
         return large.assign_attrs(source=layer.name)
     data = layer.data[0] if layer.multiscale else layer.data
     if data.nbytes > psutil.virtual_memory().available and not isinstance(data, np.ndarray):
-        told = f"{layer.name} takes {data.nbytes / 1e9:.3g} GB, expected less than is free"
-        raise UnreadableImageError(f"{told}; open it with the reader gap-bioimage, which leaves it in its file")
+        problem = f"{layer.name} needs {data.nbytes / 1e9:.3g} GB, more than the free memory"
+        raise UnreadableImageError(f"{problem}; open it with the reader gap-bioimage, which leaves it on disk")
     image = xr.DataArray(np.asarray(data), dims=list(axes), attrs={"source": layer.name})
     sizes = zip(axes, layer.scale, layer.units, strict=True)
     steps = {axis: step for axis, size, unit in sizes if (step := step_of(size, unit, axis)) is not None}

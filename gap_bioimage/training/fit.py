@@ -144,7 +144,7 @@ def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence
     detector = Detector.of(own if camera is None else camera)
     if detector.camera.maps is not None and detector.maps is None:
         raise ConfigError(
-            f"camera.maps is {detector.camera.maps!r}, but maps are only read from the folder of a camera's yaml; "
+            f"camera.maps is {detector.camera.maps!r}, but maps are only read next to a camera's yaml; "
             "give the path of the yaml as the camera, or leave maps out"
         )
     if run is not None and (own is None or _numbers(detector) != _numbers(Detector.of(own))):

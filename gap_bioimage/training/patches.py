@@ -149,7 +149,7 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
     if max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
         problem = f"{name} does not stand still: changes of neighbouring pixels are correlated, unlike noise"
-        warnings.warn(f"{problem}; moving structure will be blurred: train without repeats", CountsWarning, stacklevel=4)
+        warnings.warn(f"{problem}; moving parts will be blurred: train without repeats", CountsWarning, stacklevel=4)
     return stacks
 
 
@@ -346,5 +346,5 @@ def brightest_db(stacks: Sequence[Stack], patch_px: tuple[int, ...], seed: int, 
         if pseudo_psnr_db(window.counts) > brightest:  # an upper bound of that of ``light``, which takes longer
             brightest = max(brightest, pseudo_psnr_db(window.light))
     if math.isinf(brightest):
-        raise NotPhotonCountsError("200 random windows of the images hold no photons; give images with photons")
+        raise NotPhotonCountsError("200 random windows hold no photon at all; give images with photons")
     return brightest

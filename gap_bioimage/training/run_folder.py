@@ -265,7 +265,8 @@ class RunFolder(pl.Callback):
         """Restore the metrics if the images are the same, and compute how many epochs are left."""
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
-            raise CheckpointError(f"the run in {self.folder} was trained on other images; resume with the same images")
+            problem = f"the run in {self.folder} was trained on other images than given now"
+            raise CheckpointError(f"{problem}; resume with the same images")
         self.rows = list(stored["metrics"])
         # if the number of steps was raised, the last epoch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
