@@ -63,7 +63,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values; ConfigError lists all wrong values and unknown keys, each with the nearest known."""
+        """Build from plain values; ConfigError lists wrong values, and unknown keys with the nearest known one."""
         with _config_errors(cls):
             return cls.model_validate(values)
 
@@ -100,7 +100,7 @@ class NetworkConfig(Config):
     @model_validator(mode="after")
     def _z_stage_needs_z(self) -> Self:
         if "dim" in self.model_fields_set and self.dim == 2 and self.z_conv_stage is not None:
-            raise ValueError("z_conv_stage is for dim 3 only")
+            raise ValueError("z_conv_stage is for networks of dim 3 only")
         return self
 
 
@@ -111,13 +111,9 @@ class ThinningConfig(Config):
     max_db: float | None = Field(None, description="brightest input in dB; default: that of the training images")
     max_fraction: float = Field(0.8, gt=0, lt=1, description="largest fraction of the photons in the input")
     read_noise: bool = Field(
-        False,
-        description="keep all read noise in thinned camera images, as in images with less light; "
-        "default: true for cameras and anchored networks that are not for samples",
+        False, description="keep all read noise in thinned camera images; default: in anchored networks not for samples"
     )
-    binned: float = Field(
-        0.0, ge=0, le=1, description="fraction of windows with 2 x 2 pixels summed; default: 0.4 with purpose=sample"
-    )
+    binned: float = Field(0.0, ge=0, le=1, description="share of windows with 2 x 2 pixels summed; 0.4 for samples")
     ceiling: PositiveInt | None = Field(None, description="largest count: the number of one-bit frames per image")
 
     @model_validator(mode="after")
@@ -132,24 +128,18 @@ class ThinningConfig(Config):
 class TrainConfig(Config):
     """Training length, optimiser, windows and validation."""
 
-    steps: PositiveInt = Field(
-        20_000, description="optimiser steps; default: what a CPU does in minutes, or 10 000 on accelerators"
-    )
+    steps: PositiveInt = Field(20_000, description="steps; default: a few minutes on a CPU, 10 000 on accelerators")
     patience: PositiveInt | None = Field(
         None, description="validations of the second half without improvement after which training ends"
     )
     batch_size: PositiveInt = Field(16, description="windows per step and device; default: chosen by their size")
-    patch_px: tuple[PositiveInt, ...] | None = Field(
-        None, description="window (y, x) or (z, y, x); default: chosen by the machine"
-    )
+    patch_px: tuple[PositiveInt, ...] | None = Field(None, description="window ([z,] y, x); default: by the machine")
     min_photons: NonNegativeInt = Field(50, description="windows with fewer photons are redrawn: less background")
     optimizer: Literal["adam", "muon"] = Field("adam", description="default: muon for anchored networks")
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = Field(200, description="steps of rising rate; in the second half it falls to 1 %")
     gradient_clip: PositiveFloat = 0.5
-    total_weight: NonNegativeFloat | None = Field(
-        None, description="weight of the likelihood of the number of photons; default: 1, for plain networks 0"
-    )
+    total_weight: NonNegativeFloat | None = Field(None, description="weight of total_loss; default 1, plain networks 0")
     brightness_power: NonNegativeFloat | None = Field(
         None, description="power of an image's photons that weights its loss; default: 0.7, for older networks 0"
     )
@@ -160,12 +150,8 @@ class TrainConfig(Config):
         "32-true", description="default: bf16-mixed for anchored networks on CPUs that support it"
     )
     channels_last: bool = True
-    validate_every: PositiveInt = Field(
-        500, description="steps between validations and checkpoints; default: a twentieth of all steps"
-    )
-    validation_share: float = Field(
-        0.1, gt=0, lt=0.5, description="held-out fraction of the images, or of the longest axis of each"
-    )
+    validate_every: PositiveInt = Field(500, description="steps between validations; default: a twentieth of all steps")
+    validation_share: float = Field(0.1, gt=0, lt=0.5, description="held-out share of images, or of their longest axis")
     validation_windows: PositiveInt = 32
     purpose: Literal["denoise", "sample", "generate"] | None = Field(
         None, description="use of the model, which sets the range of brightness; default: all uses"
@@ -214,9 +200,7 @@ class SamplingConfig(Config):
     )
     steps: PositiveInt = Field(10, description="network evaluations per sample of the sqrt schedule")
     beta: PositiveFloat = Field(0.1, description="growth per step of the geometric schedule")
-    stop_db: float | None = Field(
-        None, description="dB to stop at; default: 20 dB above the image, never beyond the trained range"
-    )
+    stop_db: float | None = Field(None, description="dB to stop at, in the trained range; default: 20 above the image")
 
 
 class RunConfig(Config):

@@ -182,7 +182,6 @@ class Window(QWidget):  # type: ignore[misc]
         self.timer.start(_REFRESH_MS)
 
     def _show_progress(self) -> None:
-        """Show the progress of the job."""
         if (job := self.job) is None:
             return
         self.bar.max, self.bar.value = job.total, job.done  # a maximum of 0 shows a busy bar

@@ -42,17 +42,10 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 # Networks by dimensions. Deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
 # nor were they, on few images, after 4000 steps with the batches of an accelerator.
+_SMALL = {"depth": 3, "start_filts": 16, "stem": 2}
 SIZES: dict[int, dict[str, dict[str, int]]] = {
-    2: {
-        "small": {"depth": 3, "start_filts": 16, "stem": 2},
-        "base": {"depth": 3, "start_filts": 16},
-        "large": {"depth": 5, "start_filts": 32},
-    },
-    3: {
-        "small": {"depth": 3, "start_filts": 16, "stem": 2},
-        "base": {"depth": 3, "start_filts": 12},
-        "large": {"depth": 4, "start_filts": 32},
-    },
+    2: {"small": _SMALL, "base": {"depth": 3, "start_filts": 16}, "large": {"depth": 5, "start_filts": 32}},
+    3: {"small": _SMALL, "base": {"depth": 3, "start_filts": 12}, "large": {"depth": 4, "start_filts": 32}},
 }
 # Shape of a window and windows per batch, by dimensions and whether training is on an accelerator
 _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
@@ -119,16 +112,13 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
     if thinning.binned:
         brightest = max(unbinned, round(brightest_db(split.training, config.window_px, seed, True), 2))
         window += ", 2 x 2 pixels summed"
-    if (given := thinning.max_db) is not None and given <= brightest:
-        brightest = given
-    else:
-        instead = "" if given is None else f", not {given:g}"
-        log.info("thinning.max_db=%g%s: the pseudo-PSNR of %s", brightest, instead, window)
+    limit = math.inf if thinning.max_db is None else thinning.max_db
+    if limit > brightest:
+        log.info("thinning.max_db=%g: the maximum, that of %s", brightest, window)
+    brightest = min(brightest, limit)
     if "min_db" in thinning.model_fields_set and brightest <= thinning.min_db:
-        raise ConfigError(
-            f"thinning.min_db is {thinning.min_db:g} dB, but the brightest training window has {brightest:g} dB; "
-            f"set thinning.min_db to {brightest - 20:g}"
-        )
+        problem = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
+        raise ConfigError(f"{problem}; set thinning.min_db to {brightest - 20:g}")
     below, why = _RANGES_DB[purpose]
     if config.camera is not None and config.network.anchor and purpose in (None, "denoise"):
         below, why = _CAMERA_RANGE_DB

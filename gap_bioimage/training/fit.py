@@ -143,10 +143,8 @@ def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence
         return None
     detector = Detector.of(own if camera is None else camera)
     if detector.camera.maps is not None and detector.maps is None:
-        raise ConfigError(
-            f"camera.maps is {detector.camera.maps!r}, but maps are only read next to a camera's yaml; "
-            "give the path of the yaml as the camera, or leave maps out"
-        )
+        problem = f"camera.maps is {detector.camera.maps!r}, but maps are only read next to a camera's yaml"
+        raise ConfigError(f"{problem}; give the path of the yaml as the camera, or leave maps out")
     if run is not None and (own is None or _numbers(detector) != _numbers(Detector.of(own))):
         stored = "without a camera" if own is None else "with another camera than the one given"
         raise ConfigError(f"the run in {run} was started {stored}; leave the camera out to resume it")
@@ -164,9 +162,8 @@ def _with_images(config: RunConfig, stacks: list[Stack], start: Model | None, de
     channels, expected = stacks[0].shape[0], config.network.channels
     if channels != expected and (start is not None or "channels" in config.network.model_fields_set):
         owner = "network.channels is" if start is None else f"init, {run_folder.init_of(start)['name']}, has"
-        raise ConfigError(
-            f"the images have {channels} channels, but {owner} {expected}; give images with {expected}, or channel=0"
-        )
+        problem = f"the images have {channels} channels, but {owner} {expected}"
+        raise ConfigError(f"{problem}; give images with {expected}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; leave out the camera for one-bit frames")
@@ -271,7 +268,6 @@ class Progress(pl.Callback):
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on Ctrl-C: Lightning exits instead, and leaves the signal ignored."""
-    main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -281,7 +277,7 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if main:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
 
 

@@ -84,10 +84,9 @@ def pairs_of(
 def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:
     """Refuse counts above ``ceiling``, the number of one-bit frames summed."""
     if (highest := max(int(counts.max(initial=0)) for counts in images)) > ceiling:
-        raise NotPhotonCountsError(
-            f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}; "
-            "set thinning.ceiling to the number of frames summed, or give single frames with --sum-frames"
-        )
+        problem = f"a pixel holds {highest} photons, but {ceiling} one-bit frames hold at most {ceiling}"
+        advice = "set thinning.ceiling to the number of frames summed, or give single frames with --sum-frames"
+        raise NotPhotonCountsError(f"{problem}; {advice}")
 
 
 def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:

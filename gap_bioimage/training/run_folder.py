@@ -58,7 +58,7 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
     stored = load_model(run / INIT) if (run / INIT).exists() else None
     if initial is not None and (stored is None or init_of(initial)["sha256"] != init_of(stored)["sha256"]):
         origin = "no other model" if stored is None else f"the weights of {init_of(stored)['name']}"
-        problem = f"the run in {run} was started from {origin}, not from {init_of(initial)['name']}"
+        problem = f"the run in {run} was started from {origin}, but init is {init_of(initial)['name']}"
         raise ConfigError(f"{problem}; leave init out to resume it")
     return stored
 
@@ -79,7 +79,7 @@ def settings_from(start: Model, config: RunConfig) -> RunConfig:
     if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
         problem = f"train.size={size} is for new networks only, and that of {name} keeps its size"
         warnings.warn(f"{problem}; leave train.size out, or train without init", NetworkWarning, stacklevel=3)
-    # stored as set, so that no choice for new weights replaces them
+    # marked as set, so that no choice for new weights replaces them
     values, train = config.model_dump(exclude_unset=True), config.train
     fixed = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
     values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **fixed}}
@@ -118,10 +118,9 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
     merged = RunConfig.from_dict(own)
     changed = differences(stored.model_dump(), merged.model_dump())
     if changed and (set(changed) != {"train.steps"} or merged.train.steps < stored.train.steps):
-        raise ConfigError(
-            f"the run in {out} was started with other settings than given now ({'; '.join(changed.values())}); leave "
-            f"them out to resume it (only train.steps may change, to more than {stored.train.steps})"
-        )
+        problem = f"the run in {out} was started with other settings than given now ({'; '.join(changed.values())})"
+        advice = f"leave them out to resume it (only train.steps may change, to more than {stored.train.steps})"
+        raise ConfigError(f"{problem}; {advice}")
     return merged
 
 
@@ -291,8 +290,7 @@ class RunFolder(pl.Callback):
                 log.info(message, self.rows[-1]["step"], waited, self.rows[best]["step"])
 
     def _write_metrics(self) -> None:
-        metrics = self.folder / "metrics.csv"
-        with replacing(metrics) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with replacing(self.folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, restval=math.nan)  # older runs lack columns
             writer.writeheader()
             writer.writerows(self.rows)
