@@ -48,8 +48,8 @@ class Recorder:
             raise OutputError("the frames of the movie are damaged; delete their hidden folder and generate again")
         figure, draw = _canvas(**first)
         with replacing(path) as temporary, rc_context({"animation.ffmpeg_path": _ffmpeg(path)}):
-            writers: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
-            writer = writers(fps=_FRAMES_PER_SECOND)
+            writer_type: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
+            writer = writer_type(fps=_FRAMES_PER_SECOND)
             with writer.saving(figure, str(temporary), dpi=80):
                 for frame in self._frames():
                     draw(**frame)

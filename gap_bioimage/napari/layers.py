@@ -113,9 +113,8 @@ def image_of(layer: Any, axes: str) -> xr.DataArray:
     axes = axes.strip().lower()
     known = len(axes) == layer.ndim == len(set(axes)) and {"y", "x"} <= set(axes) <= set(AXES)
     if layer.rgb or not known:
-        content = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, but {axes!r} was given"
-        advice = f"choose another layer, or name its axes, such as {axes_of(layer)!r}"
-        raise AxesError(f"{layer.name} has {content}; {advice}")
+        kind = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, but {axes!r} was given"
+        raise AxesError(f"{layer.name} has {kind}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
     large: xr.DataArray | None = layer.metadata.get("image")
     if large is not None:
         if large.dims != tuple(axes):

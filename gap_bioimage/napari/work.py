@@ -64,7 +64,7 @@ def inspect(job: Job, image: xr.DataArray) -> str:
 
 
 def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: Any) -> Path:
-    """Train, or continue the run in the folder, which has the settings in ``new`` already."""
+    """Train with the settings in ``new``, or continue the run in the folder with its own settings."""
     resume = (run / "config.yaml").is_file()
     if not (new["camera"] or (run / "camera.yaml").is_file()):
         check_photon_counts(middle_of(image), name=image.attrs["source"])
@@ -86,7 +86,7 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
 
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
-    """Load a model; return it with options to process planes or channels one by one if the model has none."""
+    """Load a model; return it with options: planes one by one if it is 2D, channels separately if it has only one."""
     job.report(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:

@@ -90,7 +90,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     config = _choose(config, "train", {"patch_px": patch}, why)
     window = WindowDrawer(split.training, config.window_px, config.thinning).window_px
     batch = min(max(1, round(n_windows * math.prod(patch) / math.prod(window))), _LARGEST_BATCH)
-    why = f"as many pixels per step as {n_windows} windows of {patch} px, in at most {_LARGEST_BATCH}"
+    why = f"as many pixels per step as {n_windows} windows of {patch} px; at most {_LARGEST_BATCH}"
     config = _choose(config, "train", {"batch_size": batch}, why)
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
@@ -107,14 +107,14 @@ def _choose_range(config: RunConfig, split: Split) -> RunConfig:
     for name, (value, why) in _SAMPLE_THINNING.items() if purpose == "sample" else ():
         if name != "binned" or config.thinning.ceiling is None:
             config = _choose(config, "thinning", {name: value}, why)
-    thinning, window = config.thinning, "the brightest training window"
+    thinning, window = config.thinning, "no training window"
     unbinned = brightest = round(brightest_db(split.training, config.window_px, seed), 2)
     if thinning.binned:
         brightest = max(unbinned, round(brightest_db(split.training, config.window_px, seed, True), 2))
-        window += ", 2 x 2 pixels summed"
+        window += ", even with 2 x 2 pixels summed,"
     limit = math.inf if thinning.max_db is None else thinning.max_db
     if limit > brightest:
-        log.info("thinning.max_db=%g: the maximum, that of %s", brightest, window)
+        log.info("thinning.max_db=%g: %s is brighter", brightest, window)
     brightest = min(brightest, limit)
     if "min_db" in thinning.model_fields_set and brightest <= thinning.min_db:
         problem = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
@@ -140,7 +140,7 @@ def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConf
         chosen = {"steps": steps}
         if "patience" not in config.train.model_fields_set:
             chosen["patience"] = _PATIENCE
-            why += f"; ends after {_PATIENCE} validations of the second half without improvement; keeps the best"
+            why += f"; ends after {_PATIENCE} validations of the second half without improvement, with the best network"
         config = _choose(config, "train", chosen, why)
     every = max(_LEAST_INTERVAL, config.train.steps // _VALIDATIONS)
     return _choose(config, "train", {"validate_every": every}, f"{-(-config.train.steps // every)} validations in all")

@@ -72,8 +72,7 @@ def train(
     purpose, repeats
         Shorthands for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
     init
-        Model, or anything that ``load_model`` takes, whose network and weights training starts from. Its trained range
-        is not taken over.
+        Model, or argument of ``load_model``, that provides the network and its initial weights; not its trained range.
     camera
         Camera of the images, or its yaml, if they are not counts. Each window is converted to counts when it is drawn.
     separate_channels

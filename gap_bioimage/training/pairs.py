@@ -89,15 +89,15 @@ def check_ceiling(images: Iterable[NDArray[Any]], ceiling: int) -> None:
         raise NotPhotonCountsError(f"{problem}; {advice}")
 
 
-def free_slots(counts: Tensor, kept: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:
-    """Return how many of the ``ceiling`` one-bit frames of each pixel are left for the target.
+def free_slots(counts: Tensor, photons: Tensor, fraction: Tensor, ceiling: int, generator: torch.Generator) -> Tensor:
+    """Return how many of the ``ceiling`` one-bit frames of each pixel are left for the target, given the input.
 
     A pixel that sums T frames has T slots, each with or without a photon. Thinning assigns every slot, full or empty,
     to the input with the same probability. The target is then Binomial(slots left, q) with the pixel's own q, and
     independent of the input. Otherwise a pixel whose photon went to the input would look as if none can land there.
     """
     empty = ceiling - counts
-    return ceiling - kept - torch.binomial(empty, fraction.expand_as(empty), generator=generator)
+    return ceiling - photons - torch.binomial(empty, fraction.expand_as(empty), generator=generator)
 
 
 def _stacked(parts: Sequence[NDArray[Any] | None], device: torch.device) -> Tensor:

@@ -284,8 +284,7 @@ class WindowDrawer:
 def _bounds(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return cumulative probabilities; the last one is 1."""
     ends = (weights / weights.sum()).cumsum()
-    bounds: NDArray[np.float64] = ends / ends[-1]
-    return bounds
+    return np.asarray(ends / ends[-1])
 
 
 def _choice(bounds: NDArray[np.float64], rng: np.random.Generator) -> int:
