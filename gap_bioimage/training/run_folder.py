@@ -307,8 +307,7 @@ def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[An
     counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
     counts = counts[(..., *(middle(size, most_px) for size in counts.shape[-2:]))]
     counts = torch.from_numpy(counts.astype(np.float32)) if detector is None else detector.seen(detector.values(counts))
-    photons = counts[None]
-    rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
+    rate = model.network.rate(counts[None], model.network(counts[None]), [])[0].numpy()
     background = 0 if detector is None else detector.background()
     planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts.numpy(), rate)]
     titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
