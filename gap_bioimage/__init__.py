@@ -25,8 +25,8 @@ __all__ = [  # noqa: F405, RUF022
 ]
 # fmt: on
 
-# Public names by the module that they live in, but for errors and warnings, which are here.
-_HOMES = {
+# Public names by module; errors and warnings are imported above.
+_MODULES = {
     "io": "read_images read_photons sum_frames write_image",
     "simulation": "simulate",
     "camera.camera": "Detector read_camera write_camera",
@@ -67,10 +67,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home."""
-    for home, names in _HOMES.items():
+    """Import a public name from its module when it is first used."""
+    for module, names in _MODULES.items():
         if name in names.split():
-            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
 
 

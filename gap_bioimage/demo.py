@@ -1,4 +1,4 @@
-"""The whole road on simulated photons, in 2D and 3D, with pictures."""
+"""The complete workflow on simulated photons, in 2D and 3D, with pictures."""
 
 import json
 import time
@@ -30,12 +30,13 @@ def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> None:
         raise OutputError(f"{folder} exists and is not empty; give the demo another folder")
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(quiet=not progress)
-    made = [_one_model(folder, name, seed, console, progress) for name in ("demo_2d", "demo_3d")]
-    draw_grid(folder / "demo.png", [images for _, images in made])
+    models = [_one_model(folder, name, seed, console, progress) for name in ("demo_2d", "demo_3d")]
+    results, pictures = zip(*models, strict=True)
+    draw_grid(folder / "demo.png", pictures)
     with replacing(folder / "demo.json") as temporary:
-        temporary.write_text(json.dumps([result for result, _ in made], indent=2) + "\n")
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
     table = Table("model", "counts", "best Gaussian", "denoised", "zip", "time", title="PSNR against the truth")
-    for result, _ in made:
+    for result in results:
         model, *decibels, validation, seconds = result.values()
         table.add_row(model, *(f"{value:.1f} dB" for value in decibels), validation, f"{seconds:.0f} s")
     console.print(table)
@@ -45,7 +46,7 @@ def run_demo(folder: Path, seed: int = 0, progress: bool = True) -> None:
 def _one_model(
     folder: Path, name: str, seed: int, console: Console, progress: bool
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.floating]]]:
-    """Return PSNR against the truth in dB, what the zip's validation said, and pictures."""
+    """Return PSNR against the truth in dB, the zip's validation status and the time taken; and pictures by title."""
     start = time.monotonic()
     source = packaged(name)
     recipe = Recipe.read(source / "recipe.yaml")
@@ -54,19 +55,19 @@ def _one_model(
     counts, truth = simulate(recipe.network.dim, recipe.simulate.shape, recipe.simulate.photons, seed=1_000_000 + seed)
     model = train(recipe.photons(source), folder / f"{name}_run", recipe.settings, progress=progress)
     rate = denoise(model, counts)
-    for what, image in (("counts", counts), ("truth", truth), ("denoised", rate)):
-        write_image(folder / f"{name}_{what}.tif", image)
+    for kind, image in (("counts", counts), ("truth", truth), ("denoised", rate)):
+        write_image(folder / f"{name}_{kind}.tif", image)
     console.print("exporting and validating")
     report = export(model, folder / f"{name}.zip", source / "card.yaml")
-    # the Gaussian filter's width is chosen with the truth in hand
+    # the width of the Gaussian filter is the best against the truth
     filtered = (image[0] for image in gaussian_filters(counts.values[None], SIGMAS_PX))
     gaussian = min(filtered, key=lambda image: float(np.square(image - truth.values).mean()))
-    peak, wanted = float(truth.max()) ** 2, truth.values.astype(float)
-    judged = {"counts": counts.values, "gaussian": gaussian, "denoised": rate.values}
-    errors = {name: np.mean((image.astype(float) - wanted) ** 2) for name, image in judged.items()}
+    peak = float(truth.max()) ** 2
+    compared = {"counts": counts.values, "gaussian": gaussian, "denoised": rate.values}
+    errors = {name: np.mean((image.astype(float) - truth.values) ** 2) for name, image in compared.items()}
     decibels = {f"{name}_db": float(10 * np.log10(peak / error)) for name, error in errors.items()}
     seconds = round(time.monotonic() - start, 1)
     result = {"model": name, **decibels, "validation": report.status, "seconds": seconds}
     images = {"counts": counts, "best Gaussian filter": counts.copy(data=gaussian), "denoised": rate, "truth": truth}
-    shown = {title: image[len(image) // 2] if image.ndim == 3 else image for title, image in images.items()}
-    return result, {title: np.asarray(plane, float) for title, plane in shown.items()}
+    planes = {title: image[len(image) // 2] if image.ndim == 3 else image for title, image in images.items()}
+    return result, {title: np.asarray(plane, float) for title, plane in planes.items()}

@@ -1,11 +1,11 @@
-"""Named errors; each is also the builtin that a caller would expect to catch.
+"""Named errors, each derived from the builtin that a caller would expect to catch.
 
-Every message says what was given, what was expected and what to do.
+Every message states what was given, what was expected and what to do.
 """
 
 
 class GapError(Exception):
-    """Base of all errors that a user can mend; the command line prints them as one sentence."""
+    """Base of all errors that a user can fix; the command line prints them as one sentence."""
 
 
 class NotPhotonCountsError(GapError, ValueError):
@@ -13,7 +13,7 @@ class NotPhotonCountsError(GapError, ValueError):
 
 
 class AxesError(GapError, ValueError):
-    """The axes of an image are unknown, or do not fit what was asked."""
+    """The axes of an image are unknown, or do not fit the request."""
 
 
 class UnreadableImageError(GapError, OSError):
@@ -57,11 +57,11 @@ class GapWarning(UserWarning):
 
 
 class CountsWarning(GapWarning):
-    """Values may not be what photon counting gives."""
+    """Values may not be photon counts."""
 
 
 class HotPixelWarning(CountsWarning):
-    """Pixels hold more than photons can bring, and are left out."""
+    """Pixels hold more counts than light can explain, and are excluded."""
 
 
 class EmptyImageWarning(GapWarning):
@@ -69,8 +69,8 @@ class EmptyImageWarning(GapWarning):
 
 
 class TrainedRangeWarning(GapWarning):
-    """An image is brighter or darker than those of the training."""
+    """An image is brighter or darker than the training images."""
 
 
 class NetworkWarning(GapWarning):
-    """A network contradicts the photons, or itself: it was trained too briefly, or on other images."""
+    """A network contradicts the photons or itself: it was trained too briefly, or on different images."""

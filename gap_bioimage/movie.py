@@ -1,4 +1,4 @@
-"""Movies of photons arriving, beside what the network makes of them."""
+"""Movies of arriving photons next to their denoised images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ from gap_bioimage.inference.sampling import Progress
 from gap_bioimage.pictures import brightest, new_figure, show
 
 _FRAMES_PER_SECOND = 12
-_MOST_FRAMES = 120
-_HOLD_FRAMES = 18  # the last picture stays for a while
+_MAX_FRAMES = 120
+_HOLD_FRAMES = 18  # the last frame is shown for longer
 
 
 def check_movie(path: Path) -> None:
-    """See that a movie can be written, before the work that makes it."""
+    """Check that a movie can be written, before computing it."""
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use .gif or .mp4")
     check_place(path)
@@ -31,15 +31,15 @@ def check_movie(path: Path) -> None:
 
 
 class Recorder:
-    """Keeps the first image of every state, one plane and the channels together."""
+    """Stores frames of the first image of a batch: one plane, channels summed."""
 
-    def __init__(self, kept: Unfinished) -> None:
-        self.kept = kept  # so that an interrupted climb loses no frames
+    def __init__(self, store: Unfinished) -> None:
+        self.store = store  # on disk, so that an interrupted run loses no frames
 
     def add(self, progress: Progress) -> None:
-        """Keep counts and denoised counts of a step."""
+        """Store counts and denoised counts of a step."""
         photons, rate = (_plane(image[0].cpu().numpy()) for image in (progress.counts, progress.rate))
-        self.kept.save(f"frame{progress.step}", photons=photons, rate=rate)
+        self.store.save(f"frame{progress.step}", photons=photons, rate=rate)
 
     def write(self, path: Path) -> None:
         """Write the movie by rename."""
@@ -48,18 +48,18 @@ class Recorder:
             raise OutputError("the frames of the movie are damaged; delete their hidden folder and generate again")
         figure, draw = _canvas(**first)
         with replacing(path) as temporary, rc_context({"animation.ffmpeg_path": _ffmpeg(path)}):
-            kind: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
-            writer = kind(fps=_FRAMES_PER_SECOND)
+            writer_type: Any = PillowWriter if path.suffix.lower() == ".gif" else FFMpegWriter
+            writer = writer_type(fps=_FRAMES_PER_SECOND)
             with writer.saving(figure, str(temporary), dpi=80):
                 for frame in self._frames():
                     draw(**frame)
                     writer.grab_frame()
 
     def _frames(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Yield about ten seconds of frames and the last one for longer; damaged ones are left out."""
-        numbers = np.unique(np.linspace(1, self.kept.count("frame"), _MOST_FRAMES).round().astype(int)).tolist()
+        """Yield about ten seconds of frames, the last one repeated; damaged ones are left out."""
+        numbers = np.unique(np.linspace(1, self.store.count("frame"), _MAX_FRAMES).round().astype(int)).tolist()
         for number in (*numbers, *([numbers[-1]] * _HOLD_FRAMES)):
-            if (frame := self.kept.load(f"frame{number}")) is not None:
+            if (frame := self.store.load(f"frame{number}")) is not None:
                 yield frame
 
 
@@ -75,15 +75,14 @@ def _canvas(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> tuple[Fi
     figure = new_figure(2 * max(2.0, scale * width) + 0.2, scale * height + 0.5)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    shown = [show(left, "", rate, 1.0), show(right, "denoised", rate, 1.0)]
+    artists = [show(left, "", rate, 1.0), show(right, "denoised", rate, 1.0)]
 
     def draw(photons: NDArray[np.float32], rate: NDArray[np.float32]) -> None:
-        # relative to each frame's own brightness, which grows a million times
+        # scaled to the brightness of each frame, which grows by a factor of up to a million
         top = brightest(rate)
-        for artist, image in zip(shown, (photons, rate), strict=True):
+        for artist, image, limit in zip(artists, (photons, rate), (max(1.0, 1.5 * top), top), strict=True):
             artist.set_data(image)
-        shown[0].set_clim(0, max(1.0, 1.5 * top))
-        shown[1].set_clim(0, top)
+            artist.set_clim(0, limit)
         left.set_title(f"{photons.sum():,.0f} photons")
 
     return figure, draw

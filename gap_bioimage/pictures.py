@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure; matplotlib takes half a second to import, which only those who draw wait for."""
+    """Return an empty figure; matplotlib, which takes half a second to import, is imported here only."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), layout="constrained")
 
 
 def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> None:
-    """Draw rows of images ``(y, x)`` with their titles; each row has the scale of its last image."""
+    """Draw rows of images ``(y, x)`` with titles; the last image of a row sets its brightness scale."""
     height, width = next(iter(rows[0].values())).shape
     scale = 4 / max(height, width)
     figure = new_figure(len(rows[0]) * max(2.0, scale * width), len(rows) * (scale * height + 0.4))
@@ -37,7 +37,7 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
 
 
 def brightest(image: NDArray[np.generic]) -> float:
-    """Return the value that is shown brightest."""
+    """Return the upper end of the display range: the 99.8th percentile, or 1 if that is 0."""
     return float(np.percentile(image.astype(float), 99.8)) or 1.0
 
 
@@ -49,16 +49,16 @@ def show(axes: Any, title: str, image: NDArray[np.generic], top: float, **look: 
 
 
 def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: NDArray[np.generic]) -> None:
-    """Draw images ``(y, x)`` in photons on the scale of the second one, and their standard deviation on its own."""
+    """Draw images ``(y, x)`` in photons, scaled to the second one, and their standard deviation on its own scale."""
     height, width = std.shape
     scale = 3 / max(height, width)
     figure = new_figure((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25)
-    *parts, last = figure.subplots(1, len(photons) + 1)
+    *left, right = figure.subplots(1, len(photons) + 1)
     top = brightest(list(photons.values())[1])
-    shown = [show(axes, title, image, top) for axes, (title, image) in zip(parts, photons.items(), strict=True)]
-    figure.colorbar(shown[-1], ax=parts, location="bottom", shrink=0.4, label="photons per pixel")
-    spread = show(last, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)
-    figure.colorbar(spread, ax=last, location="bottom", label="photons per pixel")
+    drawn = [show(axes, title, image, top) for axes, (title, image) in zip(left, photons.items(), strict=True)]
+    figure.colorbar(drawn[-1], ax=left, location="bottom", shrink=0.4, label="photons per pixel")
+    drawn_std = show(right, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)
+    figure.colorbar(drawn_std, ax=right, location="bottom", label="photons per pixel")
     save_figure(figure, path)
 
 

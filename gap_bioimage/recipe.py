@@ -1,7 +1,7 @@
-"""Recipes: a folder with everything that makes one model, from images to zip.
+"""Recipes: folders that hold everything needed to make one model, from images to zip.
 
-A recipe folder holds recipe.yaml (images and training settings), card.yaml (who and under which licence),
-README.md and a cover. ``packaging/`` holds those of this project.
+A recipe folder holds recipe.yaml (images and training settings), card.yaml (authors and licence), README.md and a
+cover. ``packaging/`` holds the recipes of this project.
 """
 
 from pathlib import Path
@@ -25,11 +25,11 @@ class SimulateConfig(Config):
 
 
 class Recipe(RunConfig):
-    """A training run and where its images come from: ``simulate`` or ``images``."""
+    """A training run and the source of its images: ``simulate`` or ``images``."""
 
     simulate: SimulateConfig | None = None
     images: list[str] | None = Field(None, description="files or folders, relative to the recipe")
-    axes: str | None = Field(None, description="axes of the files, where they do not tell")
+    axes: str | None = Field(None, description="axes of the files, if these do not record them")
 
     @property
     def settings(self) -> RunConfig:
@@ -41,13 +41,13 @@ class Recipe(RunConfig):
         from gap_bioimage.io import read_images
         from gap_bioimage.simulation import simulate
 
-        wanted = self.simulate
-        if self.images is not None and wanted is None:
-            return read_images([folder / name for name in self.images], self.axes)
-        if self.images is not None or wanted is None:
-            raise ConfigError(f"{folder / 'recipe.yaml'} must have one of 'simulate' and 'images'")
-        seeds = range(wanted.seed, wanted.seed + wanted.images)
-        return [simulate(self.network.dim, wanted.shape, wanted.photons, seed, wanted.scene)[0] for seed in seeds]
+        settings = self.simulate
+        if (self.images is None) == (settings is None):
+            raise ConfigError(f"{folder / 'recipe.yaml'} must have either 'simulate' or 'images'; keep one of them")
+        if settings is None:
+            return read_images([folder / name for name in self.images or []], self.axes)
+        seeds = range(settings.seed, settings.seed + settings.images)
+        return [simulate(self.network.dim, settings.shape, settings.photons, s, settings.scene)[0] for s in seeds]
 
 
 def packaged(name: str) -> Path:

@@ -25,7 +25,7 @@ def state(photons: float, shape: tuple[int, ...] = (2, 1, 20, 30), step: int = 1
 def test_long_climbs_are_thinned_out_and_the_end_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, frames: int
 ) -> None:
-    monkeypatch.setattr("gap_bioimage.movie._MOST_FRAMES", 12)
+    monkeypatch.setattr("gap_bioimage.movie._MAX_FRAMES", 12)
     recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     for step in range(steps):
         recorder.add(state(0.1 * step, step=step + 1))
@@ -46,7 +46,7 @@ def test_long_climbs_are_thinned_out_and_the_end_stays(
 def test_channels_are_summed_and_stacks_shown_by_their_middle(tmp_path: Path, shape: tuple[int, ...]) -> None:
     recorder = Recorder(Unfinished(tmp_path / "frames", {}))
     recorder.add(state(3.0, shape))
-    frame = recorder.kept.load("frame1")
+    frame = recorder.store.load("frame1")
     assert frame is not None
     photons, rate = frame["photons"], frame["rate"]
     counts = state(3.0, shape).counts[0].numpy().sum(0)

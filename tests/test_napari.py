@@ -113,8 +113,8 @@ def test_large_images_are_denoised_into_files(large, tmp_path):
 
 
 def test_a_job_stops_at_its_next_word_and_says_so():
-    job = work.Job(lambda job: [job.tell(n, 10) for n in range(10)])
-    job.is_to_stop = lambda: True
+    job = work.Job(lambda job: [job.report(n, 10) for n in range(10)])
+    job.stop_requested = lambda: True
     job.run()
     assert not job.succeeded and job.failure and job.result is None
 
@@ -157,7 +157,7 @@ def test_a_training_shows_itself_stops_and_goes_on(tmp_path):
     asked = {"image": image, "run": tmp_path / "run", "camera": None, "purpose": "denoise", "init": None}
     job = work.Job(lambda job: work.train(job, **asked, steps=40))
 
-    job.is_to_stop = lambda: job.news is not None
+    job.stop_requested = lambda: job.news is not None
     job.run()
     losses, images = job.news
     assert losses[-1]["step"] == 20 and [*images] == ["held-out counts", "denoised"] and not job.succeeded

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gap_bioimage.training.muon import Muon, evened
+from gap_bioimage.training.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 90), (40, 5)])
@@ -14,7 +14,7 @@ def test_singular_values_become_one_and_their_vectors_stay(shape: tuple[int, int
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(drawn, full_matrices=False)
     values = torch.logspace(2, 0.5, len(values))
-    found = left.mT @ evened(left @ torch.diag(values) @ right) @ right.mT
+    found = left.mT @ orthogonalised(left @ torch.diag(values) @ right) @ right.mT
     assert ((found.diagonal() > 0.6) & (found.diagonal() < 1.3)).all()
     torch.testing.assert_close(found - torch.diag(found.diagonal()), torch.zeros_like(found), rtol=0, atol=1e-3)
 

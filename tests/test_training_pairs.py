@@ -14,7 +14,7 @@ from gap_bioimage.config import ThinningConfig
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
 from gap_bioimage.training.loss import without_dark
 from gap_bioimage.training.pairs import Window, free_slots, pairs_of
-from gap_bioimage.training.patches import Stack, WindowDrawer, as_stacks, moves
+from gap_bioimage.training.patches import Stack, WindowDrawer, as_stacks, motion
 
 
 def test_pairs_are_functions_of_the_seed_and_windows_keep_their_own_fractions() -> None:
@@ -177,14 +177,14 @@ def test_repeats_keep_what_cameras_and_one_bit_frames_tell() -> None:
 @pytest.mark.parametrize("mean", [0.1, 3.0])
 def test_slow_drift_is_seen_however_dim_the_frames(frames: int, mean: float) -> None:
     still, drifting = (exposures(frames, shift, mean, bleached=1.0).values[:, None] for shift in (0, 1 / 20))
-    assert moves(Stack(still, repeated=True)) < 0.01 < moves(Stack(drifting, repeated=True))
+    assert motion(Stack(still, repeated=True)) < 0.01 < motion(Stack(drifting, repeated=True))
 
 
 @pytest.mark.parametrize("frames", [2, 3, 40])
 def test_scenes_that_move_are_told_from_those_that_stand_still(frames: int) -> None:
-    assert moves(as_stacks([exposures(frames)], 2, repeats="t")[0]) < 0.01
-    assert moves(Stack(poisson((frames, 1, 50, 50)), repeated=True)) < 0.01
-    assert moves(Stack(np.zeros((frames, 1, 50, 50), np.uint8), repeated=True)) == 0
-    assert moves(as_stacks([movie(max(3, frames))], 2, Detector(CAMERA), repeats="t")[0]) < 0.01  # at any offset
+    assert motion(as_stacks([exposures(frames)], 2, repeats="t")[0]) < 0.01
+    assert motion(Stack(poisson((frames, 1, 50, 50)), repeated=True)) < 0.01
+    assert motion(Stack(np.zeros((frames, 1, 50, 50), np.uint8), repeated=True)) == 0
+    assert motion(as_stacks([movie(max(3, frames))], 2, Detector(CAMERA), repeats="t")[0]) < 0.01  # at any offset
     with pytest.warns(CountsWarning, match="does not stand still"):
         as_stacks([exposures(frames, shift=3)], 2, repeats="t")

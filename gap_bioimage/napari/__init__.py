@@ -1,1 +1,1 @@
-"""The plugin for napari; ``napari.yaml`` tells napari what is in it."""
+"""The napari plugin; ``napari.yaml`` is its manifest."""

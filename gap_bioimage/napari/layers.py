@@ -1,4 +1,4 @@
-"""Layers and images: napari has arrays with scales, the library arrays with named axes in micrometres."""
+"""Conversion between napari's layers, arrays with scales, and images with named axes in micrometres."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -15,42 +15,41 @@ from gap_bioimage.errors import AxesError, UnreadableImageError
 from gap_bioimage.io.image import AXES, ON_DISK, metadata_of, middle, step_of
 from gap_bioimage.io.read import READABLE, loaded, open_image
 
-LayerData = tuple[Any, dict[str, Any], str]
-"""What napari makes a layer of: an array, its settings, and the kind of layer."""
+LayerData = tuple[Any, dict[str, Any], str]  # array, settings and kind of a layer, as napari expects them
 _UNITS = {"t": "s", "z": "um", "y": "um", "x": "um"}
-_LARGE = 16  # bytes of memory per pixel that an image and its results take
-_PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # what is read of large images at once
+_LARGE = 16  # bytes of memory per pixel for an image and its results
+_PIECE_PX = {"t": 8, "z": 16, "y": 1024, "x": 1024}  # pieces in which large images are read
 
 
 def reader_of(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return what reads these files, None where it cannot."""
+    """Return the reader of these files, or None if they cannot be read."""
     paths = [path] if isinstance(path, str) else path
     return read if all(Path(p).suffix.lower() in READABLE for p in paths) else None
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Read images with any values: whether they are photon counts is judged where they are used."""
+    """Read images; whether the values are photon counts is checked when they are used."""
     paths = [Path(p) for p in ([path] if isinstance(path, str) else path)]
     return [layer for p in paths for layer in layers_of(opened(p), p.name.split(".")[0])]
 
 
 def opened(path: Path) -> xr.DataArray:
-    """Return an image, with its values unless it is large; a large one has its ``file`` among its attributes."""
+    """Open an image and load its values unless it is large; a large one has its ``file`` among its attributes."""
     image = open_image(path)
-    in_order = [axis for axis in AXES if axis in image.dims] == [*image.dims]
-    if image.size * _LARGE <= psutil.virtual_memory().available or not in_order:
+    ordered = [axis for axis in AXES if axis in image.dims] == [*image.dims]
+    if image.size * _LARGE <= psutil.virtual_memory().available or not ordered:
         return loaded(image, path)
     image.encoding[ON_DISK] = True
     return image.assign_attrs(file=path)
 
 
 def in_memory(image: xr.DataArray) -> xr.DataArray:
-    """Return an image with its values; of a large one, if they fit."""
+    """Return an image with its values; those of a large one are loaded, if they fit into memory."""
     return loaded(image, image.attrs["file"]) if "file" in image.attrs else image
 
 
 def middle_of(image: xr.DataArray) -> xr.DataArray:
-    """Return a piece from the middle of a large image, any other as it is."""
+    """Return a piece from the middle of a large image; other images are returned unchanged."""
     if "file" not in image.attrs:
         return image
     piece = {axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
@@ -71,60 +70,60 @@ def layers_of(image: xr.DataArray, name: str) -> list[LayerData]:
     """Return an image as layers, one per channel."""
     if "c" in image.dims:
         names = metadata_of(image).channels or range(image.sizes["c"])
-        each = [image.isel(c=n).assign_attrs(channel=n) for n in range(image.sizes["c"])]
-        return [layers_of(one, f"{name} {channel}")[0] for one, channel in zip(each, names, strict=True)]
+        channels = [image.isel(c=n).assign_attrs(channel=n) for n in range(image.sizes["c"])]
+        return [layers_of(channel, f"{name} {title}")[0] for channel, title in zip(channels, names, strict=True)]
     dims, steps = [str(dim) for dim in image.dims], metadata_of(image).steps
     units = [_UNITS[dim] if dim in steps else "pixel" for dim in dims]
     return [_layer(image, {"name": name, "scale": [steps.get(dim, 1.0) for dim in dims], "units": units})]
 
 
 def layer_beside(layer: Any, image: xr.DataArray, name: str) -> LayerData:
-    """Return a result as a layer that lies on the one it was made from; axes that are new come first."""
+    """Return a result as a layer aligned with the one it was computed from; additional axes come first."""
     new = image.ndim - layer.ndim
     scale, translate = [1.0] * new + list(layer.scale), [0.0] * new + list(layer.translate)
-    place = {"scale": scale, "translate": translate, "units": ["pixel"] * new + list(layer.units)}
-    return _layer(image, {"name": f"{layer.name} {name}", **place})
+    units = ["pixel"] * new + list(layer.units)
+    return _layer(image, {"name": f"{layer.name} {name}", "scale": scale, "translate": translate, "units": units})
 
 
 def _layer(image: xr.DataArray, settings: dict[str, Any]) -> LayerData:
-    """Add the names of the axes, and contrast limits that single bright pixels leave alone."""
-    seen = middle_of(image).values
-    low, top = float(seen.min()), float(np.percentile(seen, 99.8))
+    """Add names of axes, and contrast limits that do not depend on single bright pixels."""
+    values = middle_of(image).values
+    low, top = float(values.min()), float(np.percentile(values, 99.8))
     settings["contrast_limits"] = (min(0.0, low), top if top > low else low + 1)
     settings["axis_labels"] = [str(dim) for dim in image.dims]
     if "file" not in image.attrs:
         return image.data, settings, "image"
     chunks = {axis: _PIECE_PX.get(str(axis), 1) for axis in image.dims}
-    # a name, else dask reads all of it to find one; a lock, since not all readers know threads
+    # a token, since dask otherwise hashes all of the data; a lock, since not all readers are thread-safe
     lazy = image.chunk(chunks, token=secrets.token_hex(8), lock=True).data
     return lazy.astype(lazy.dtype.newbyteorder("=")), {**settings, "metadata": {"image": image}}, "image"
 
 
 def axes_of(layer: Any) -> str:
-    """Return the axes of a layer: what it says, or else y and x last, z and t before them."""
+    """Return the axes of a layer: its labels, or else y and x last, preceded by z and t."""
     labels = "".join(map(str, layer.axis_labels)).lower()
     known = len(labels) == layer.ndim and {"y", "x"} <= set(labels) <= set(AXES)
     return labels if known else AXES.replace("c", "")[-layer.ndim :]
 
 
 def image_of(layer: Any, axes: str) -> xr.DataArray:
-    """Return the values of a layer with named axes, in micrometres and seconds where it has units."""
+    """Return a layer as an image with named axes, in micrometres and seconds where the layer has units."""
     if layer is None:
         raise AxesError("there is no image layer; open one, or File > Open Sample > GAP denoising")
     axes = axes.strip().lower()
     known = len(axes) == layer.ndim == len(set(axes)) and {"y", "x"} <= set(axes) <= set(AXES)
     if layer.rgb or not known:
-        told = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, expected {axes!r}"
-        raise AxesError(f"{layer.name} has {told}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
+        kind = "colours, expected counts" if layer.rgb else f"{layer.ndim} axes, but {axes!r} was given"
+        raise AxesError(f"{layer.name} has {kind}; choose another layer, or name its axes, such as {axes_of(layer)!r}")
     large: xr.DataArray | None = layer.metadata.get("image")
     if large is not None:
         if large.dims != tuple(axes):
-            raise AxesError(f"{layer.name} has the axes {''.join(map(str, large.dims))} in its file, expected these")
+            raise AxesError(f"the axes of {layer.name} in its file are {''.join(map(str, large.dims))}; give these")
         return large.assign_attrs(source=layer.name)
     data = layer.data[0] if layer.multiscale else layer.data
     if data.nbytes > psutil.virtual_memory().available and not isinstance(data, np.ndarray):
-        told = f"{layer.name} takes {data.nbytes / 1e9:.3g} GB, expected less than is free"
-        raise UnreadableImageError(f"{told}; open it with the reader gap-bioimage, which leaves it in its file")
+        problem = f"{layer.name} needs {data.nbytes / 1e9:.3g} GB, more than the free memory"
+        raise UnreadableImageError(f"{problem}; open it with the reader gap-bioimage, which leaves it on disk")
     image = xr.DataArray(np.asarray(data), dims=list(axes), attrs={"source": layer.name})
     sizes = zip(axes, layer.scale, layer.units, strict=True)
     steps = {axis: step for axis, size, unit in sizes if (step := step_of(size, unit, axis)) is not None}

@@ -1,4 +1,4 @@
-"""The window: a layer and a model on top, a tab for each thing to do with them, one job at a time."""
+"""The window: layer and model on top, a tab for each task, one job at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,10 +19,10 @@ from gap_bioimage.napari import work
 from gap_bioimage.napari.layers import axes_of, image_of, layer_beside, middle_of
 from gap_bioimage.pictures import new_figure
 
-_LOOK_MS = 200  # between two looks at a job
+_REFRESH_MS = 200  # between two updates of the progress
 _CARD = {"name": "", "description": "", "author": "", "license": "CC-BY-4.0", "training_data": ""}
 _MODEL = "nuclei (comes with gap-bioimage), a run folder, a zip or a checkpoint"
-_LARGE = "folder for results that do not fit into memory; empty for that of the image"
+_LARGE = "folder for results that do not fit into memory; leave empty for the folder of the image"
 _ALL = "all purposes"
 
 
@@ -51,33 +51,31 @@ class Window(QWidget):  # type: ignore[misc]
         self.report.read_only = True
         self._tab("Export", *self.card.values(), self.zip, write, below=self.report.native)
         self.timer = QTimer(self)
-        self.timer.timeout.connect(self._look)
+        self.timer.timeout.connect(self._show_progress)
         events = self.viewer.layers.events
         for event in (events.inserted, events.removed, self.viewer.layers.selection.events.active):
-            event.connect(self._new_layers)
-        self._new_layers()
+            event.connect(self._update_layers)
+        self._update_layers()
 
     def _top(self) -> QWidget:
         self.layer = ComboBox(label="Layer", choices=lambda _: self._layers(Image))
-        self.axes = LineEdit(label="Axes", tooltip="of the layer, out of t c z y x")
+        self.axes = LineEdit(label="Axes", tooltip="axes of the layer, out of t c z y x")
         self.layer.changed.connect(lambda layer: setattr(self.axes, "value", "" if layer is None else axes_of(layer)))
         self.model = LineEdit(value="nuclei", tooltip=_MODEL)
-        folder = _button("Run ...", lambda: self._take(QFileDialog.getExistingDirectory(self, "A training run")))
-        file = _button("Zip ...", lambda: self._take(QFileDialog.getOpenFileName(self, "A model")[0]))
+        folder = _button("Run ...", lambda: self._set_model(QFileDialog.getExistingDirectory(self, "A training run")))
+        file = _button("Zip ...", lambda: self._set_model(QFileDialog.getOpenFileName(self, "A model")[0]))
         model = Container(widgets=[self.model, folder, file], layout="horizontal", labels=False, label="Model")
         return Container(widgets=[self.layer, self.axes, model]).native
 
     def _train_tab(self) -> None:
         self.run = FileEdit(label="Run folder", mode="d", value=Path.home() / "gap-run")
         self.purpose = ComboBox(label="For", choices=[_ALL, "denoise", "sample", "generate"])
-        self.steps = SpinBox(label="Steps", max=10**6, tooltip="0: as many as this machine does in some minutes")
-        self.camera = LineEdit(label="Camera", tooltip="the yaml of gap-bioimage calibrate; empty for counts")
-        self.init = LineEdit(label="Start from", tooltip=f"empty for nothing, or {_MODEL}")
+        self.steps = SpinBox(label="Steps", max=10**6, tooltip="0: chosen for the images and this machine")
+        self.camera = LineEdit(label="Camera", tooltip="the yaml of gap-bioimage calibrate; leave empty for counts")
+        self.init = LineEdit(label="Start from", tooltip=f"leave empty for a new network, or give {_MODEL}")
         self.canvas: Any = FigureCanvasQTAgg(new_figure(4, 4))  # type: ignore[no-untyped-call]
         fields = (self.run, self.purpose, self.steps, self.camera, self.init)
-        self._tab(
-            "Train", *fields, _button("Train, or go on with the run in the folder", self.train), below=self.canvas
-        )
+        self._tab("Train", *fields, _button("Train, or continue the run in the folder", self.train), below=self.canvas)
         self.canvas.setMinimumHeight(290)
         self.canvas.hide()
 
@@ -90,7 +88,7 @@ class Window(QWidget):  # type: ignore[misc]
         self._tab("How sure", self.n_samples, self.seed, draw, self.labels, measure, below=self.table.native)
 
     def _tab(self, title: str, *fields: Any, below: QWidget | None = None) -> None:
-        """Add a tab with fields, and something large below them."""
+        """Add a tab with fields, and a large widget below them."""
         tab = QWidget()
         layout = QVBoxLayout(tab)
         layout.addWidget(Container(widgets=list(fields)).native)
@@ -99,38 +97,38 @@ class Window(QWidget):  # type: ignore[misc]
         layout.addStretch()
         self.tabs.addTab(tab, title)
 
-    def _take(self, path: str) -> None:
+    def _set_model(self, path: str) -> None:
         self.model.value = path or self.model.value
 
     def _layers(self, kind: type) -> list[Any]:
         return [layer for layer in self.viewer.layers if isinstance(layer, kind)]
 
-    def _new_layers(self, event: Any = None) -> None:
+    def _update_layers(self, event: Any = None) -> None:
         self.layer.reset_choices()
         self.labels.reset_choices()
         if (active := self.viewer.layers.selection.active) in self._layers(Image):
             self.layer.value = active
 
     def inspect(self) -> None:
-        """Say what the layer is."""
+        """Show what kind of image the layer is."""
         self._start(work.inspect, self.say)
 
     def train(self) -> None:
-        """Train on the layer, or go on with a run."""
-        asked: dict[str, Any] = {"run": self.run.value, "steps": self.steps.value or None}
-        asked |= {"camera": self.camera.value or None, "init": self.init.value or None}
-        asked["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
-        self._start(partial(work.train, **asked), self._trained)
+        """Train on the layer, or continue a run."""
+        options: dict[str, Any] = {"run": self.run.value, "steps": self.steps.value or None}
+        options |= {"camera": self.camera.value or None, "init": self.init.value or None}
+        options["purpose"] = None if self.purpose.value == _ALL else self.purpose.value
+        self._start(partial(work.train, **options), self._trained)
 
     def denoise(self) -> None:
         """Add the denoised layer."""
-        given = {"model": self.model.value, "folder": self.folder.value}
-        self._start(partial(work.denoise, **given), partial(self._add, "denoised"))
+        task = partial(work.denoise, model=self.model.value, folder=self.folder.value)
+        self._start(task, partial(self._add, "denoised"))
 
     def sample(self) -> None:
         """Add samples and their standard deviation."""
-        numbers = {"n_samples": self.n_samples.value, "seed": self.seed.value}
-        self._start(partial(work.sample, model=self.model.value, **numbers), self._sampled)
+        task = partial(work.sample, model=self.model.value, n_samples=self.n_samples.value, seed=self.seed.value)
+        self._start(task, self._sampled)
 
     def measure(self) -> None:
         """Fill the table of regions."""
@@ -142,59 +140,58 @@ class Window(QWidget):  # type: ignore[misc]
         """Write the zip and show its report."""
         card = {name: field.value for name, field in self.card.items() if field.value}
         card["authors"] = [{"name": card.pop("author", "")}]
-        given = {"model": self.model.value, "out": self.zip.value, "card": card}
-        self._start(partial(work.export, **given), partial(setattr, self.report, "value"), needs_layer=False)
+        task = partial(work.export, model=self.model.value, out=self.zip.value, card=card)
+        self._start(task, partial(setattr, self.report, "value"), needs_layer=False)
 
     def say(self, text: str) -> None:
-        """Show a text."""
+        """Show a message."""
         self.message.value = text
 
     def _trained(self, run: Path) -> None:
         self.model.value = str(run)
-        self.say(f"The model is in {run}. Denoise with it, or see How sure.")
+        self.say(f"The model is in {run}. Denoise with it, or draw samples in How sure.")
 
-    def _add(self, name: str, image: xr.DataArray, **look: Any) -> None:
+    def _add(self, name: str, image: xr.DataArray, **display: Any) -> None:
         data, settings, _ = layer_beside(self.source, image, name)
-        self.viewer.add_image(data, **settings, **look)
-        self.viewer.layers.selection.active = self.source  # to do more with
-        where = f", in {file}" if (file := image.attrs.get("file")) else ""
-        self.say(f"{settings['name']}: {float(middle_of(image).mean()):.3g} photons per pixel{where}")
+        self.viewer.add_image(data, **settings, **display)
+        self.viewer.layers.selection.active = self.source  # for further tasks
+        location = f", in {file}" if (file := image.attrs.get("file")) else ""
+        self.say(f"{settings['name']}: {float(middle_of(image).mean()):.3g} photons per pixel{location}")
 
-    def _sampled(self, drawn: tuple[xr.DataArray, xr.DataArray]) -> None:
-        self._add("std", drawn[1], colormap="viridis")
-        self._add("samples", drawn[0])
+    def _sampled(self, result: tuple[xr.DataArray, xr.DataArray]) -> None:
+        samples, std = result
+        self._add("std", std, colormap="viridis")
+        self._add("samples", samples)
 
     def _measured(self, regions: list[gap.Region]) -> None:
-        told = {True: "not known", False: "{:.4g}"}
-        rows = [{name: told[value is None].format(value) for name, value in r.to_dict().items()} for r in regions]
-        self.table.value = rows
+        rows = [region.to_dict().items() for region in regions]
+        self.table.value = [{k: "not known" if v is None else f"{v:.4g}" for k, v in row} for row in rows]
         self.say("\n".join(map(str, regions)))
 
-    def _start(self, what: Callable[..., Any], then: Callable[[Any], None], *, needs_layer: bool = True) -> None:
-        """Do something, with the image of the chosen layer, in a thread; then show the result."""
+    def _start(self, task: Callable[..., Any], then: Callable[[Any], None], *, needs_layer: bool = True) -> None:
+        """Run a task in a thread, with the image of the chosen layer; then show the result."""
         if self.job is not None:
-            return self.say("One thing at a time: wait for the one before, or stop it.")
+            return self.say("Only one task runs at a time; wait for the current one, or stop it.")
         self.source, self.then, axes = self.layer.value, then, self.axes.value
-        self.job = work.Job(lambda job: what(job, image_of(self.source, axes)) if needs_layer else what(job))
+        self.job = work.Job(lambda job: task(job, image_of(self.source, axes)) if needs_layer else task(job))
         self.stop.enabled = True
         self.worker = worker = thread_worker(self.job.run)()
-        self.job.is_to_stop = lambda: worker.abort_requested  # by Stop, and where napari is closed
-        worker.finished.connect(self._end)
+        self.job.stop_requested = lambda: worker.abort_requested  # by Stop, or when napari closes
+        worker.finished.connect(self._finish)
         worker.start()
-        self.timer.start(_LOOK_MS)
+        self.timer.start(_REFRESH_MS)
 
-    def _look(self) -> None:
-        """Show how far the job is."""
+    def _show_progress(self) -> None:
         if (job := self.job) is None:
             return
-        self.bar.max, self.bar.value = job.total, job.done  # a bar to 0 shows that something is going on
+        self.bar.max, self.bar.value = job.total, job.done  # a maximum of 0 shows a busy bar
         self.say(str(job))
         if job.news is not None:
             self._draw(*job.news)
             job.news = None
 
-    def _end(self) -> None:
-        self._look()
+    def _finish(self) -> None:
+        self._show_progress()
         job, self.job, self.stop.enabled = self.job, None, False
         self.timer.stop()
         self.bar.max, self.bar.value = 1, 0

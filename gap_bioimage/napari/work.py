@@ -1,4 +1,4 @@
-"""What the buttons do, without a window: each function calls the library and tells a `Job` how far it is."""
+"""The work behind the buttons, without a window: each function calls the library and reports to a `Job`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from gap_bioimage.napari.layers import in_memory, middle_of, opened
 
 _CROP_PX = 160
 _NEXT = {
-    "photon counts": "Train on it, or denoise it with a model that you have.",
-    "counts times k": "In Train, give a camera yaml with the lines `gain: K` and `offset: 0`, K being that number.",
+    "photon counts": "Train on it, or denoise it with an existing model.",
+    "counts times k": "In Train, give a camera yaml with the lines `gain: K` and `offset: 0`, where K is that number.",
     "camera image": "Measure the camera (gap-bioimage calibrate MOVIE --out camera.yaml); give camera.yaml in Train.",
 }
 
 
 class StoppedError(Exception):
-    """Somebody pressed Stop."""
+    """The user pressed Stop."""
 
 
 class Job:
-    """Work that is watched, and stopped, from another thread."""
+    """Work that another thread can watch and stop."""
 
     def __init__(self, work: Callable[[Job], Any]) -> None:
         self.work = work
-        self.is_to_stop: Callable[[], bool] = lambda: False
+        self.stop_requested: Callable[[], bool] = lambda: False
         self.done, self.total, self.text = 0, 0, ""
-        self.news: Any = None  # what training shows of itself: the losses, and a held-out crop before and after
+        self.news: Any = None  # progress of training: the losses, and a held-out crop before and after denoising
         self.result, self.succeeded, self.failure = None, False, ""
 
     def run(self) -> None:
-        """Work; Stop, and what users can mend, become a sentence, other errors are raised."""
+        """Run the work; Stop and errors that users can fix become a sentence, other errors are raised."""
         try:
             self.result, self.succeeded = self.work(self), True
         except StoppedError:
@@ -45,48 +45,49 @@ class Job:
         except (gap.GapError, MemoryError) as error:
             self.failure = str(error)
 
-    def tell(self, done: int, total: int, text: str = "") -> None:
-        """Say how far it is; raises `StoppedError` where it is to stop."""
-        if self.is_to_stop():
+    def report(self, done: int, total: int, text: str = "") -> None:
+        """Report progress; raise `StoppedError` if the job is to stop."""
+        if self.stop_requested():
             raise StoppedError
         self.done, self.total, self.text = done, total, text
 
     def __str__(self) -> str:
-        """Return how far it is."""
-        words = "Stopping ..." if self.is_to_stop() else self.text, f"{self.done} of {self.total}" * bool(self.total)
-        return ", ".join(filter(None, words))
+        """Return the progress as text."""
+        text = "Stopping ..." if self.stop_requested() else self.text
+        return ", ".join(filter(None, (text, f"{self.done} of {self.total}" if self.total else "")))
 
 
 def inspect(job: Job, image: xr.DataArray) -> str:
-    """Say what an image is, and what to do next."""
+    """Return what kind of image this is, and what to do next."""
     report = gap.inspect(middle_of(image))
     return f"{report.verdict}: {report.message}\n\n{_NEXT.get(report.verdict, report.next)}"
 
 
 def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: Any) -> Path:
-    """Train, or go on with the run in the folder, for which what is asked of ``new`` runs holds already."""
-    goes_on = (run / "config.yaml").is_file()
+    """Train with the settings in ``new``, or continue the run in the folder with its own settings."""
+    resume = (run / "config.yaml").is_file()
     if not (new["camera"] or (run / "camera.yaml").is_file()):
         check_photon_counts(middle_of(image), name=image.attrs["source"])
-    job.tell(0, 0, "choosing the settings")
+    job.report(0, 0, "choosing the settings")
     config = None if steps is None else gap.TrainConfig(steps=steps)
     from lightning.pytorch.callbacks import LambdaCallback
 
     from gap_bioimage.training.run_folder import preview, read_metrics
 
+    def show(*_: Any) -> None:
+        job.news = read_metrics(run), preview(run, gap.load_model(run), _CROP_PX)
+
     watch = LambdaCallback(
-        on_train_batch_end=lambda trainer, module, *_: job.tell(trainer.global_step, module.config.train.steps),
-        on_train_epoch_end=lambda *_: setattr(
-            job, "news", (read_metrics(run), preview(run, gap.load_model(run), _CROP_PX))
-        ),
+        on_train_batch_end=lambda trainer, module, *_: job.report(trainer.global_step, module.config.train.steps),
+        on_train_epoch_end=show,
     )
-    gap.train(image, run, config, **({} if goes_on else new), resume=goes_on, progress=False, callbacks=[watch])
+    gap.train(image, run, config, **({} if resume else new), resume=resume, progress=False, callbacks=[watch])
     return run
 
 
 def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, dict[str, Any]]:
-    """Load a model, and say how it is to see an image: planes and channels that it does not know, one by one."""
-    job.tell(0, 0, "loading the model")
+    """Load a model; return it with options: planes one by one if it is 2D, channels separately if it has only one."""
+    job.report(0, 0, "loading the model")
     loaded = gap.load_model(model)
     if loaded.camera is None and loaded.n_frames is None:
         check_photon_counts(middle_of(image), name=image.attrs["source"])
@@ -94,14 +95,14 @@ def _model_for(job: Job, model: str, image: xr.DataArray) -> tuple[gap.Model, di
 
 
 def denoise(job: Job, image: xr.DataArray, model: str, folder: Path | None = None) -> xr.DataArray:
-    """Denoise; a large image block by block into an OME-Zarr, beside its file or in a folder."""
-    loaded, how = _model_for(job, model, image)
+    """Denoise; a large image block by block into an OME-Zarr, in ``folder`` or next to its file."""
+    loaded, options = _model_for(job, model, image)
     if (file := image.attrs.get("file")) is None:
-        return gap.denoise(loaded, image, on_tile=job.tell, **how)
+        return gap.denoise(loaded, image, on_tile=job.report, **options)
     name = re.sub(r"[^\w-]+", "_", image.attrs["source"])
     out = (folder or file.parent) / f"{name}_denoised.ome.zarr"
-    chosen = {"channel": image.attrs.get("channel")}
-    gap.denoise_volume(loaded, file, out, selection=chosen, on_block=partial(job.tell, text=f"into {out}"), **how)
+    options |= {"selection": {"channel": image.attrs.get("channel")}}
+    gap.denoise_volume(loaded, file, out, on_block=partial(job.report, text=f"into {out}"), **options)
     return opened(out)
 
 
@@ -109,25 +110,24 @@ def sample(job: Job, image: xr.DataArray, model: str, n_samples: int, seed: int)
     """Draw samples; return them and their standard deviation."""
     from gap_bioimage.inference.files import mean_and_std
 
-    loaded, how = _model_for(job, model, image)
-    given: dict[str, Any] = {"seed": seed, "on_step": lambda p: job.tell(p.done, p.total)}
-    drawn = gap.sample(loaded, in_memory(image), n_samples, **given, **how)
-    return drawn, mean_and_std(drawn)[1]
+    loaded, options = _model_for(job, model, image)
+    options |= {"seed": seed, "on_step": lambda p: job.report(p.done, p.total)}
+    samples = gap.sample(loaded, in_memory(image), n_samples, **options)
+    return samples, mean_and_std(samples)[1]
 
 
 def regions(job: Job, image: xr.DataArray, model: str, labels: Any) -> list[gap.Region]:
-    """Measure the photons of labelled regions, and how sure they are."""
+    """Measure the photons of labelled regions, and their standard deviations."""
     loaded, _ = _model_for(job, model, image)
-    named = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
-    return gap.region_uncertainty(loaded, in_memory(image), named, seed=0, on_region=job.tell)
+    label_image = xr.DataArray(labels, dims=list("zyx"[-labels.ndim :]))
+    return gap.region_uncertainty(loaded, in_memory(image), label_image, seed=0, on_region=job.report)
 
 
 def export(job: Job, model: str, out: Path, card: dict[str, Any]) -> str:
-    """Write a zip if it passes every check; return its report in lines: who can run it, and what is left to do."""
+    """Write a zip if it passes every check; return its report as text: verdicts per program and what to improve."""
     from gap_bioimage.exporting.card import Card
 
-    made = Card.from_dict(card)
-    report = gap.export(model, out, made, on_stage=lambda stage: job.tell(0, 0, stage))
+    report = gap.export(model, out, Card.from_dict(card), on_stage=lambda stage: job.report(0, 0, stage))
     lines = [f"{v.consumer}: {v.verdict}{f' ({v.reason})' if v.reason else ''}" for v in report.verdicts]
     todo = [f"{check.id}: {check.message}" for check in report.checks if check.status == "warning"]
-    return "\n".join([f"{report.model}: {report.status}", *lines, "", *(["worth doing", *todo] if todo else [])])
+    return "\n".join([f"{report.model}: {report.status}", *lines, "", *(["recommended", *todo] if todo else [])])

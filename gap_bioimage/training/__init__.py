@@ -1,1 +1,1 @@
-"""From counts to a trained network."""
+"""Training: from counts to a network."""

@@ -1,4 +1,4 @@
-"""What training chooses by itself, from the images, the machine and the purpose, where nothing was set."""
+"""Choose settings that were not given from the images, the machine and the purpose of a training run."""
 
 import logging
 import math
@@ -16,45 +16,38 @@ from gap_bioimage.training.patches import Split, WindowDrawer, brightest_db
 
 log = logging.getLogger(__name__)
 
-_PLANES_OF_A_VOLUME = 8  # with fewer a network sees the planes one by one
-_CPU_MINUTES, _CPU_MINUTES_AT_MOST = 8.0, 13.0
+_LEAST_PLANES_3D = 8
+_CPU_MINUTES, _MOST_CPU_MINUTES = 8.0, 13.0
 _CPU_STEPS = (400, 4000)
 _ACCELERATOR_STEPS = 10_000
 _DARKEST_DB = -40.0
-# For each purpose the darkest input, dB below the brightest window, and why. Twice as many steps near the data's own
-# brightness are worth about 1 dB there; samples begin there, too, and climb.
+# For each purpose the darkest input in dB below the brightest window, and the reason. A range half as wide trains twice
+# as many steps near the brightness of the data, worth about 1 dB there; samples start there, too.
 _RANGES_DB: dict[str | None, tuple[float, str]] = {
-    None: (40.0, "for all purposes; train.purpose=denoise (--for denoise) learns more in as many steps"),
-    "denoise": (20.0, "images of a hundredth of the photons are denoised too"),
-    "sample": (20.0, "samples climb from the image's brightness up, to 10 dB beyond the brightest window"),
-    "generate": (math.inf, "generation begins without any photons"),
+    None: (40.0, "covers all purposes; train.purpose=denoise (--for denoise) learns more in the same number of steps"),
+    "denoise": (20.0, "covers images with a hundredth of the photons"),
+    "sample": (20.0, "samples start at the brightness of the image and end up to 10 dB above the brightest window"),
+    "generate": (math.inf, "generation starts without any photons"),
 }
-_OF_CAMERAS = 10.0, "images of a tenth of the light are denoised too; samples want train.purpose=sample"
-_OF_SAMPLES = {
+_CAMERA_RANGE_DB = 10.0, "covers images with a tenth of the light; for samples set train.purpose=sample"
+_SAMPLE_THINNING = {
     "binned": (0.4, "samples become brighter than the images"),
-    "max_fraction": (0.95, "samples begin with all photons of an image"),
+    "max_fraction": (0.95, "samples start with all photons of an image"),
 }
-_VALIDATIONS, _LEAST_EVERY, _PATIENCE = 20, 20, 6
-# Of anchored networks: the best of three or more for each
-_COURSES: dict[str, dict[str, Any]] = {
+_VALIDATIONS, _LEAST_INTERVAL, _PATIENCE = 20, 20, 6
+# For anchored networks; the best of three or more values tried for each
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
     "muon": {"learning_rate": 4e-3, "warmup_steps": 20},
     "adam": {"learning_rate": 2e-3},
 }
-# Networks by dimensions; deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
-# and were not after 4000 steps of an accelerator's batches, on few images.
+# Networks by dimensions. Deeper and wider ones than base are no better after minutes on a CPU (benchmarks/networks.py),
+# nor were they, on few images, after 4000 steps with the batches of an accelerator.
+_SMALL = {"depth": 3, "start_filts": 16, "stem": 2}
 SIZES: dict[int, dict[str, dict[str, int]]] = {
-    2: {
-        "small": {"depth": 3, "start_filts": 16, "stem": 2},
-        "base": {"depth": 3, "start_filts": 16},
-        "large": {"depth": 5, "start_filts": 32},
-    },
-    3: {
-        "small": {"depth": 3, "start_filts": 16, "stem": 2},
-        "base": {"depth": 3, "start_filts": 12},
-        "large": {"depth": 4, "start_filts": 32},
-    },
+    2: {"small": _SMALL, "base": {"depth": 3, "start_filts": 16}, "large": {"depth": 5, "start_filts": 32}},
+    3: {"small": _SMALL, "base": {"depth": 3, "start_filts": 12}, "large": {"depth": 4, "start_filts": 32}},
 }
-# Windows and how many of them, by dimensions, and whether on an accelerator
+# Shape of a window and windows per batch, by dimensions and whether training is on an accelerator
 _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
     (2, False): ((64, 64), 8),
     (2, True): ((128, 128), 16),
@@ -65,99 +58,107 @@ _LARGEST_BATCH = 64
 
 
 def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
-    """Choose a 3D network for volumes, and a 2D one for planes."""
+    """Choose a 3D network for volumes and a 2D one for planes, unless the dimensions are set."""
     if "dim" in config.network.model_fields_set:
         return config
-    planes = min((int(image.sizes.get("z", 1)) for image in images), default=1)
-    volumes = planes >= _PLANES_OF_A_VOLUME or config.network.z_conv_stage is not None
-    patch = config.train.patch_px
-    dim = len(patch) if patch is not None else 3 if volumes else 2
-    config = _choose(config, "network", {"dim": dim}, f"the images have {planes} planes")
-    # read anew, since settings may not suit these dimensions
+    if (patch := config.train.patch_px) is not None:
+        dim, why = len(patch), f"train.patch_px has {len(patch)} entries"
+    elif config.network.z_conv_stage is not None:
+        dim, why = 3, "network.z_conv_stage is for 3D networks"
+    else:
+        planes = min((int(image.sizes.get("z", 1)) for image in images), default=1)
+        dim = 3 if planes >= _LEAST_PLANES_3D else 2
+        why = f"the smallest number of planes per image is {planes}, and 3D needs {_LEAST_PLANES_3D}"
+    config = _choose(config, "network", {"dim": dim}, why)
+    # validated again, since other settings may not suit these dimensions
     return RunConfig.from_dict(config.model_dump(exclude_unset=True))
 
 
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
-    """Choose the network's size, windows, batch, range and number of steps, where they were not set.
+    """Choose size of the network, windows, batch size, range of brightness and number of steps, unless they are set.
 
-    Dimensions and channels hold already; ``accelerator`` means something faster than a CPU.
+    Dimensions and channels must be set; ``accelerator`` means a device faster than a CPU.
     """
+    dim, size = config.network.dim, config.train.size or "base"
+    network, (patch, n_windows) = SIZES[dim][size], _WINDOWS[dim, accelerator]
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
-    size, (patch, count) = config.train.size or "base", _WINDOWS[config.network.dim, accelerator]
-    why = f"train.size={size}, for {'an accelerator' if accelerator else 'a CPU'}"
-    network = SIZES[config.network.dim][size]
-    folded = config.network.stem if "stem" in config.network.model_fields_set else network.get("stem", 1)
-    depth = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / folded))))
-    config = _choose(config, "network", {**network, "depth": depth}, why)
+    stem = config.network.stem if "stem" in config.network.model_fields_set else network.get("stem", 1)
+    depth = min(network["depth"], max(1, int(math.log2(max(smallest, 8) / 4 / stem))))
+    limit = f", with less depth for images of {smallest} px" if depth < network["depth"] else ""
+    config = _choose(config, "network", {**network, "depth": depth}, f"train.size={size}{limit}")
+    why = f"the default of {dim}D networks on {'an accelerator' if accelerator else 'a CPU'}"
     config = _choose(config, "train", {"patch_px": patch}, why)
     window = WindowDrawer(split.training, config.window_px, config.thinning).window_px
-    batch = round(count * math.prod(patch) / math.prod(window))  # of smaller ones more
-    train: dict[str, Any] = {"batch_size": min(max(1, batch), _LARGEST_BATCH)}
+    batch = min(max(1, round(n_windows * math.prod(patch) / math.prod(window))), _LARGEST_BATCH)
+    why = f"as many pixels per step as {n_windows} windows of {patch} px; at most {_LARGEST_BATCH}"
+    config = _choose(config, "train", {"batch_size": batch}, why)
     if config.network.anchor:
         optimizer = config.train.optimizer if "optimizer" in config.train.model_fields_set else "muon"
-        train |= {"optimizer": optimizer, **_COURSES[optimizer]}
-    config = _choose(config, "train", train, why)
-    # plain networks need more digits: their answers are log-rates
-    if config.network.anchor and not accelerator and _has_bf16():
-        config = _choose(config, "train", {"precision": "bf16-mixed"}, "faster here, and as good")
+        chosen = {"optimizer": optimizer, **_OPTIMIZERS[optimizer]}
+        config = _choose(config, "train", chosen, "the default of anchored networks")
+        # plain networks need float32: their outputs are log-rates, not corrections
+        if not accelerator and _has_bf16():
+            config = _choose(config, "train", {"precision": "bf16-mixed"}, "faster on this processor, and as accurate")
     return _choose_steps(_choose_range(config, split), split, accelerator)
 
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
     purpose, seed = config.train.purpose, config.train.seed
-    for name, (value, why) in _OF_SAMPLES.items() if purpose == "sample" else ():
+    for name, (value, why) in _SAMPLE_THINNING.items() if purpose == "sample" else ():
         if name != "binned" or config.thinning.ceiling is None:
             config = _choose(config, "thinning", {name: value}, why)
-    thinning = config.thinning
-    own = brightest = round(brightest_db(split.training, config.window_px, seed), 2)
+    thinning, window = config.thinning, "no training window"
+    unbinned = brightest = round(brightest_db(split.training, config.window_px, seed), 2)
     if thinning.binned:
-        brightest = max(own, round(brightest_db(split.training, config.window_px, seed, True), 2))
-    if thinning.max_db is not None and thinning.max_db > brightest:
-        log.info("thinning.max_db=%g, not %g: the brightest window has no more", brightest, thinning.max_db)
-    brightest = min(brightest, math.inf if thinning.max_db is None else thinning.max_db)
+        brightest = max(unbinned, round(brightest_db(split.training, config.window_px, seed, True), 2))
+        window += ", even with 2 x 2 pixels summed,"
+    limit = math.inf if thinning.max_db is None else thinning.max_db
+    if limit > brightest:
+        log.info("thinning.max_db=%g: %s is brighter", brightest, window)
+    brightest = min(brightest, limit)
     if "min_db" in thinning.model_fields_set and brightest <= thinning.min_db:
-        told = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
-        raise ConfigError(f"{told}; set thinning.min_db to {brightest - 20:g}")
+        problem = f"thinning.min_db is {thinning.min_db:g}, but the brightest training window has {brightest:g} dB"
+        raise ConfigError(f"{problem}; set thinning.min_db to {brightest - 20:g}")
     below, why = _RANGES_DB[purpose]
     if config.camera is not None and config.network.anchor and purpose in (None, "denoise"):
-        below, why = _OF_CAMERAS
-        config = _choose(config, "thinning", {"read_noise": True}, "images of less light have as much of it")
-    own = min(own, brightest)
-    darkest = round(min(max(_DARKEST_DB, own - below), own - 10), 2)
-    why = f"{own - darkest:g} dB below the brightest window; {why}"
+        below, why = _CAMERA_RANGE_DB
+        config = _choose(config, "thinning", {"read_noise": True}, "images with less light have the same read noise")
+    brightest_input = min(unbinned, brightest)
+    darkest = round(min(max(_DARKEST_DB, brightest_input - below), brightest_input - 10), 2)
+    why = f"{brightest_input - darkest:g} dB below the brightest window; {why}"
     return _choose(_update(config, "thinning", {"max_db": brightest}), "thinning", {"min_db": darkest}, why)
 
 
 def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:
     if "steps" not in config.train.model_fields_set:
-        steps, why = _ACCELERATOR_STEPS, "on an accelerator"
+        steps, why = _ACCELERATOR_STEPS, "the default on an accelerator"
         if not accelerator:
             seconds = _seconds_per_step(config, split)
             steps = 100 * round(min(max(_CPU_MINUTES * 60 / seconds, _CPU_STEPS[0]), _CPU_STEPS[1]) / 100)
-            steps = max(20, min(steps, int(_CPU_MINUTES_AT_MOST * 60 / seconds)))
-            why = f"at {seconds:.2g} s each about {max(1, round(steps * seconds / 60))} minutes"
+            steps = max(20, min(steps, int(_MOST_CPU_MINUTES * 60 / seconds)))
+            why = f"about {max(1, round(steps * seconds / 60))} min at {seconds:.2g} s per step"
         chosen = {"steps": steps}
         if "patience" not in config.train.model_fields_set:
             chosen["patience"] = _PATIENCE
-            why += f"; ends earlier after {_PATIENCE} validations without a better one, and keeps the best"
+            why += f"; ends after {_PATIENCE} validations of the second half without improvement, with the best network"
         config = _choose(config, "train", chosen, why)
-    every = max(_LEAST_EVERY, config.train.steps // _VALIDATIONS)
-    return _choose(config, "train", {"validate_every": every}, f"of {config.train.steps} steps")
+    every = max(_LEAST_INTERVAL, config.train.steps // _VALIDATIONS)
+    return _choose(config, "train", {"validate_every": every}, f"{-(-config.train.steps // every)} validations in all")
 
 
 def _has_bf16() -> bool:
-    """Return whether the processor multiplies numbers of 16 bits by itself; emulated they are slow."""
+    """Return whether the processor has bfloat16 instructions; emulation is slow."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def _seconds_per_step(config: RunConfig, split: Split) -> float:
-    """Time a step on this machine, with the drawing of its windows, the first one not counted."""
+    """Return the time of a training step on this machine, drawing of windows included; the first step is a warm-up."""
     network = UNet(**config.network.model_dump())
     drawer = WindowDrawer(split.training, config.window_px, config.thinning, config.train.min_photons)
     times = []
-    for number in range(3):
+    for step in range(3):
         start = time.monotonic()
-        photons = drawer.batch([number], config.train.batch_size).photons
+        photons = drawer.batch([step], config.train.batch_size).photons
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16-mixed"):
             log_rate = network(photons)
         log_rate.sum().backward()
@@ -166,15 +167,16 @@ def _seconds_per_step(config: RunConfig, split: Split) -> float:
 
 
 def _choose(config: RunConfig, section: str, values: dict[str, Any], why: str) -> RunConfig:
-    """Return settings with those of a section that were not set, or left open, and log what was chosen."""
-    own = getattr(config, section)
-    open_ = {k: v for k, v in values.items() if k not in own.model_fields_set or getattr(own, k) is None}
-    words = [f"{section}.{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in open_.items()]
-    if words:
-        log.info("%s: %s", ", ".join(words), why)
-    return _update(config, section, open_)
+    """Fill in values of a section that were not set or are None, and log them with the reason."""
+    old = getattr(config, section)
+    chosen = {k: v for k, v in values.items() if k not in old.model_fields_set or getattr(old, k) is None}
+    # as --set takes them
+    texts = (f"{section}.{k}={list(v) if isinstance(v, tuple) else v}".replace(" ", "") for k, v in chosen.items())
+    if chosen:
+        log.info("%s: %s", ", ".join(texts), why)
+    return _update(config, section, chosen)
 
 
 def _update(config: RunConfig, section: str, values: dict[str, Any]) -> RunConfig:
-    """Return settings with other values in a section; these count as set from now on."""
+    """Return settings with new values in a section, which count as set from now on."""
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

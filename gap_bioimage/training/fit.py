@@ -31,7 +31,7 @@ from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
-_VALIDATION_RANK = 1_000_000  # keeps the random numbers of validation apart from every device's
+_VALIDATION_RANK = 1_000_000  # gives validation other random numbers than any training device
 _REFRESH_S = 0.5
 
 
@@ -65,20 +65,20 @@ def train(
     out
         Run folder, made by this function.
     config
-        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. What is not set
-        is chosen from the images and the machine, and logged.
+        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. Settings that are
+        not given are chosen from the images and the machine, and logged.
     dims
-        The axes of ``images`` that are plain arrays, such as ``"zyx"``.
+        Axes of ``images`` that are plain arrays, such as ``"zyx"``.
     purpose, repeats
-        Short for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
+        Shorthands for the settings ``train.purpose`` ("denoise", "sample", "generate") and ``train.repeats`` ("t").
     init
-        A model, or what ``load_model`` takes, whose network and weights to start from; the trained range is anew.
+        Model, or argument of ``load_model``, that provides the network and its initial weights; not its trained range.
     camera
-        The camera of the images, or its yaml, where they are not counts; each window is turned into counts anew.
+        Camera of the images, or its yaml, if they are not counts. Each window is converted to counts when it is drawn.
     separate_channels
         Train a network of one channel on all channels, instead of one that denoises them jointly.
     resume
-        Continue the run in ``out``; its stored settings hold, but for a larger number of steps.
+        Continue the run in ``out`` with its stored settings; only the number of steps may be raised.
     progress
         Show a progress bar.
     device, devices, num_nodes, strategy, callbacks
@@ -89,26 +89,26 @@ def train(
     OutputError
         If ``out`` holds a run and ``resume`` is false, or cannot be written.
     ConfigError, CheckpointError
-        If a resumed run was given other settings or images, or ``init`` is no model or contradicts the settings.
+        If a resumed run is given other settings or images, or ``init`` is not a model or contradicts the settings.
     KeyboardInterrupt
-        On Ctrl-C; resume continues from the last checkpoint.
+        On Ctrl-C; ``resume`` continues from the last checkpoint.
     """
     run_folder.check_place(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
-    given = _given(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
-    config = run_folder.stored_settings(out, given) if resumed else given
+    config = _merge(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
+    config = run_folder.stored_settings(out, config) if resumed else config
     images = as_images(images, dims)
     config = choose_dim(config if start is None else run_folder.settings_from(start, config), images)
     detector = _detector(camera, config, out if resumed else None, images)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
-    config = _of_images(config, stacks, start, detector)
-    found = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
-    config = config if resumed else choose_sizes(config, split, found or device not in ("auto", "cpu"))
+    config = _with_images(config, stacks, start, detector)
+    available = torch.cuda.is_available() or torch.backends.mps.is_available()
+    config = config if resumed else choose_sizes(config, split, available if device == "auto" else device != "cpu")
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
-    with _quiet(), _shown(progress) as bar:
-        # first, so that a device that is not there leaves no run behind
+    with _quiet(), _progress_bar(progress) as bar:
+        # created first: an unavailable device then leaves no run folder behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
@@ -117,36 +117,36 @@ def train(
     return model
 
 
-def _given(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
-    """Return the settings that were given as a whole, by section, or one by one; the last win."""
+def _merge(config: RunConfig | TrainConfig | None, sections: dict[str, Any], train: dict[str, str | None]) -> RunConfig:
+    """Merge settings given as a whole, by section and one by one; later ones take precedence."""
     whole: dict[str, Any] = {"train": config}
     if isinstance(config, RunConfig):
         whole = {name: getattr(config, name) for name in config.model_fields_set}
     values: dict[str, Any] = {}
-    short = {name: value for name, value in train.items() if value is not None}
-    for name, section in [*whole.items(), *sections.items(), ("train", short)]:
+    shorthands = {name: value for name, value in train.items() if value is not None}
+    for name, section in [*whole.items(), *sections.items(), ("train", shorthands)]:
         if section in (None, {}):
             continue
         if name in values:
-            both = [RunConfig.from_dict({name: of}).model_dump(exclude_unset=True) for of in (values[name], section)]
-            values[name] = {**both[0][name], **both[1][name]}
-        else:
-            values[name] = section
+            pair = (RunConfig.from_dict({name: value}) for value in (values[name], section))
+            first, second = (config.model_dump(exclude_unset=True)[name] for config in pair)
+            section = {**first, **second}
+        values[name] = section
     return RunConfig.from_dict(values)
 
 
 def _detector(camera: Any, config: RunConfig, run: Path | None, images: Sequence[xr.DataArray]) -> Detector | None:
-    """Return the camera that was given, or that of the settings or of the run to resume, if it fits the images."""
+    """Return the camera given, or else that of the resumed run or of the settings; check that it fits the images."""
     own: Any = config.camera if run is None or not (run / CAMERA_FILE).exists() else run / CAMERA_FILE
     if camera is None and own is None:
         return None
     detector = Detector.of(own if camera is None else camera)
     if detector.camera.maps is not None and detector.maps is None:
-        told = f"camera.maps is {detector.camera.maps!r}, but maps are read beside a camera's yaml alone"
-        raise ConfigError(f"{told}; give the path of the yaml as the camera, or leave maps out")
+        problem = f"camera.maps is {detector.camera.maps!r}, but maps are only read next to a camera's yaml"
+        raise ConfigError(f"{problem}; give the path of the yaml as the camera, or leave maps out")
     if run is not None and (own is None or _numbers(detector) != _numbers(Detector.of(own))):
-        started = "no camera, not the one" if own is None else "another camera than"
-        raise ConfigError(f"the run in {run} was started with {started} given now; leave it out to resume it")
+        stored = "without a camera" if own is None else "with another camera than the one given"
+        raise ConfigError(f"the run in {run} was started {stored}; leave the camera out to resume it")
     for image in images:
         check_camera_image(image, detector, name=str(image.attrs.get("source", "the image")))
     return detector
@@ -156,18 +156,19 @@ def _numbers(detector: Detector) -> dict[str, Any]:
     return detector.camera.model_dump(exclude={"maps", "measured"})
 
 
-def _of_images(config: RunConfig, stacks: list[Stack], start: Model | None, detector: Detector | None) -> RunConfig:
-    """Fill in what the images and their camera decide, unless it was decided already."""
-    channels, own = stacks[0].shape[0], config.network.channels
-    if channels != own and (start is not None or "channels" in config.network.model_fields_set):
-        has = "network.channels is" if start is None else f"{run_folder.init_of(start)['name']}, to start from, has"
-        raise ConfigError(f"the images have {channels} channels, but {has} {own}; give images with {own}, or channel=0")
+def _with_images(config: RunConfig, stacks: list[Stack], start: Model | None, detector: Detector | None) -> RunConfig:
+    """Add number of channels and camera to the settings; refuse settings that contradict the images."""
+    channels, expected = stacks[0].shape[0], config.network.channels
+    if channels != expected and (start is not None or "channels" in config.network.model_fields_set):
+        owner = "network.channels is" if start is None else f"init, {run_folder.init_of(start)['name']}, has"
+        problem = f"the images have {channels} channels, but {owner} {expected}"
+        raise ConfigError(f"{problem}; give images with {expected}, or channel=0")
     if detector is not None:
         if config.thinning.ceiling is not None:
-            raise ConfigError("a camera and thinning.ceiling were given; one-bit frames need no camera: leave it out")
+            raise ConfigError("a camera and thinning.ceiling were given; leave out the camera for one-bit frames")
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
     if config.thinning.ceiling is not None:
-        check_ceiling(map(run_folder.seen, stacks), config.thinning.ceiling)
+        check_ceiling(map(run_folder.loaded_part, stacks), config.thinning.ceiling)
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
 
 
@@ -199,33 +200,33 @@ def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks:
             default_root_dir=out,
         )
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        asked = f"--device {device} --devices {machine['devices']} --strategy {machine['strategy']}"
-        raise ConfigError(f"cannot train with {asked} here: {' '.join(str(error).split())}") from None
+        options = f"--device {device} --devices {machine['devices']} --strategy {machine['strategy']}"
+        raise ConfigError(f"cannot train with {options} here: {' '.join(str(error).split())}") from None
 
 
 class PairData(pl.LightningDataModule):
-    """Training batches by step number, and the same validation batches every time."""
+    """Training batches by step number, and validation batches that are the same every time."""
 
     trainer: pl.Trainer
 
     def __init__(self, split: Split, config: RunConfig) -> None:
         super().__init__()
-        drawn = (config.window_px, config.thinning, config.train.min_photons)
+        settings = (config.window_px, config.thinning, config.train.min_photons)
         self.train_config = config.train
-        self.drawer = WindowDrawer(split.training, *drawn)
-        self.held_out = WindowDrawer(split.held_out, *drawn, augment=False)
+        self.drawer = WindowDrawer(split.training, *settings)
+        self.held_out = WindowDrawer(split.held_out, *settings, augment=False)
 
     def _batches(self, drawer: WindowDrawer, rank: int, numbers: range) -> PairBatches:
-        train, trains = self.train_config, self.trainer.strategy.root_device
-        # other accelerators have no binomial numbers of their own
-        device = trains if trains.type == "cuda" else torch.device("cpu")
+        train, device = self.train_config, self.trainer.strategy.root_device
+        # torch draws binomial numbers on the CPU and on CUDA devices only
+        device = device if device.type == "cuda" else torch.device("cpu")
         return PairBatches(drawer, train.batch_size, train.seed, rank, numbers, device)
 
     def train_dataloader(self) -> PairBatches:
-        """Return the batches of the current epoch, the stretch between two validations."""
+        """Return the batches of the current epoch: the steps between two validations."""
         start, every = self.trainer.global_step, self.train_config.validate_every
         stop = min((start // every + 1) * every, self.train_config.steps)
-        # Lightning asks before it sees that a resumed run is finished, and wants a batch even then
+        # Lightning asks for a batch even when a resumed run is already finished
         return self._batches(self.drawer, self.trainer.global_rank, range(min(start, stop - 1), stop))
 
     def val_dataloader(self) -> PairBatches:
@@ -234,29 +235,29 @@ class PairData(pl.LightningDataModule):
         return self._batches(self.held_out, _VALIDATION_RANK + self.trainer.global_rank, range(count))
 
 
-def _shown(progress: bool) -> bars.Progress:
-    """Return a bar that is shown if asked; where several devices train, by the first."""
+def _progress_bar(progress: bool) -> bars.Progress:
+    """Return a progress bar, hidden without ``progress`` and on all devices but the first."""
     columns = (bars.BarColumn(bar_width=10), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
     first = getattr(rank_zero_only, "rank", 0) == 0
     return bars.Progress("training", *columns, "{task.description}", disable=not (progress and first))
 
 
 class Progress(pl.Callback):
-    """One bar for the whole run, with losses, input brightness and time left."""
+    """One bar for the whole run, with losses, range of input brightness and time left."""
 
     def __init__(self, folder: run_folder.RunFolder, bar: bars.Progress) -> None:
-        self.folder, self.bar, self.shown_at = folder, bar, -math.inf
+        self.folder, self.bar, self.refreshed_at = folder, bar, -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begin where the run does."""
+        """Start the bar at the current step of the run."""
         self.task = self.bar.add_task("", total=pl_module.config.train.steps, completed=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the bar; the loss is read from the device twice a second only."""
+        """Advance the bar; the loss is read from the device at most twice a second."""
         finished = trainer.global_step >= pl_module.config.train.steps
-        if self.bar.disable or (time.monotonic() - self.shown_at < _REFRESH_S and not finished):
+        if self.bar.disable or (time.monotonic() - self.refreshed_at < _REFRESH_S and not finished):
             return
-        self.shown_at = time.monotonic()
+        self.refreshed_at = time.monotonic()
         low, high = pl_module.trained_range_db
         held_out = f" | held out {rows[-1]['validation_loss']:.3f}" if (rows := self.folder.rows) else ""
         text = f"loss {float(pl_module.train_losses[-1]):.3f}{held_out} | {low:.0f}..{high:.0f} dB"
@@ -265,8 +266,7 @@ class Progress(pl.Callback):
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C arrive as KeyboardInterrupt: Lightning exits instead, and leaves the signal ignored."""
-    main = threading.current_thread() is threading.main_thread()
+    """Raise KeyboardInterrupt on Ctrl-C: Lightning exits instead, and leaves the signal ignored."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -276,13 +276,13 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if main:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back Lightning's advice that does not apply, and its banner."""
+    """Suppress Lightning's banner and the advice that does not apply."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
-"""What training minimises: the Poisson likelihood of photons that were set aside.
+"""The training losses: negative Poisson log-likelihoods of the target photons.
 
-Both losses take log-rates and target photons (b, c, [z,] y, x) and return one value for each image, (b,), zero without
-target photons. With ``weight``, of the same shape, photons land with the chance ``weight exp(log_rate)``: 0 leaves
-pixels out (saturated ones); of one-bit cameras it is the number of frames in which a pixel could still detect one.
+Both losses take log-rates and target photons (b, c, [z,] y, x) and return one value per image, (b,), which is zero
+without target photons. With ``weight``, of the same shape, the probability that a photon lands in a pixel is
+proportional to ``weight exp(log_rate)``: 0 excludes the pixel (saturated or hot); for one-bit cameras it is the number
+of frames in which the pixel can still detect a photon.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def photon_loss(log_rate: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the target photons under softmax(log_rate) over channels and pixels, nats per photon.
+    """Return the cross-entropy of the target photons under softmax(log_rate) over channels and pixels, nats per photon.
 
     Source: arXiv 2307.06607, equation 6; written with logsumexp, which cannot overflow.
     """
@@ -21,12 +22,11 @@ def photon_loss(log_rate: Tensor, target: Tensor, weight: Tensor | None = None) 
 
 
 def total_loss(log_rate: Tensor, target: Tensor, exposure: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Poisson likelihood of the number of target photons, nats per photon above its best.
+    """Return the negative log-likelihood of the number of target photons, nats per photon above its minimum.
 
-    ``(L - T - T log(L / T)) / T`` for T photons where ``L = exposure sum(weight exp(log_rate))`` were expected.
-    Together with ``photon_loss`` it is the Poisson likelihood of all pixels: the first tells where photons land, this
-    one how many. ``exposure`` (b,): expected target photons per expected input photon and unit of weight, (1 - p) / p
-    of counts that were thinned with p.
+    ``(L - T - T log(L / T)) / T`` for T photons where ``L = exposure sum(weight exp(log_rate))`` are expected. The sum
+    with ``photon_loss``, which covers where photons land, is the Poisson likelihood of all pixels. ``exposure`` (b,):
+    expected target photons per expected input photon and unit of weight; (1 - p) / p for counts thinned with p.
     """
     flat, photons = _flat(log_rate, target, weight)
     total = photons.sum(1)
@@ -36,11 +36,11 @@ def total_loss(log_rate: Tensor, target: Tensor, exposure: Tensor, weight: Tenso
 
 
 def without_dark(log_rate: Tensor, dark: Tensor | None) -> Tensor:
-    """Return the log-rates of the light of inputs to which counts were added, ``dark`` per pixel, (b, 1, ..., 1).
+    """Return log-rates less the ``dark`` counts per pixel, (b, 1, ..., 1), that were added to the inputs.
 
-    Thinning with p leaves p of a camera's read noise as well, but an image of less light has all of it. So the rest,
-    (1 - p) shift, is added to the input alone, and the target's photons follow from what is expected beside it. At
-    least a fiftieth of the rate is left.
+    Thinning with p also reduces the variance of a camera's read noise to p of it, but an image with less light has all
+    of it. The difference, (1 - p) shift, is therefore added to the input alone, and subtracted here from the rate that
+    the target is compared with. At least a fiftieth of the rate remains.
     """
     if dark is None:
         return log_rate
@@ -49,7 +49,7 @@ def without_dark(log_rate: Tensor, dark: Tensor | None) -> Tensor:
 
 
 def _flat(log_rate: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return log-chances and photons of each image in a row, of pixels that are left out none."""
+    """Return unnormalised log-probabilities and target photons, one row per image; excluded pixels hold none."""
     flat, photons = log_rate.float().flatten(1), target.float().flatten(1)
     if weight is None:
         return flat, photons

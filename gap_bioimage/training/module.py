@@ -17,7 +17,7 @@ from gap_bioimage.training.pairs import Pairs
 
 
 class GapModule(pl.LightningModule):
-    """A GAP U-Net in training, from the weights of ``start``; the range of its inputs is stored with the weights."""
+    """A GAP U-Net in training, with the weights of ``start`` if given; its trained range is stored with the weights."""
 
     def __init__(self, config: RunConfig, trained_range_db: tuple[float, float], start: UNet | None = None) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class GapModule(pl.LightningModule):
             self.network.to(memory_format=CHANNELS_LAST[config.network.dim])  # type: ignore[call-overload]
         average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
-        # tensors until they are shown or written: reading a number makes the device wait
+        # kept as tensors until they are shown or written: reading a number makes the device wait
         self.train_losses: list[Tensor] = []
         self.validation: list[Tensor] = []
         self.input_db = torch.tensor(math.nan)
@@ -45,35 +45,35 @@ class GapModule(pl.LightningModule):
         return log_rate
 
     def training_step(self, batch: Pairs, batch_index: int) -> Tensor:
-        """Return the mean loss of a batch: of where photons land, and how many where the network's scale means that."""
+        """Return the mean photon loss of a batch plus, by default for anchored networks only, the total loss."""
         if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
             self.recorded = record_training(self.network, batch.photons)
         log_rate = without_dark(self(batch.photons), batch.dark)
         has_target = batch.target.flatten(1).sum(1) > 0
-        losses, images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
-        self.train_losses.append(losses.detach().sum() / images)
+        losses, n_images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
+        self.train_losses.append(losses.detach().sum() / n_images)
         self.input_db = batch.db
         importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
-        loss = (importance * losses).sum() / images
-        given = self.config.train.total_weight
-        if weight := float(self.network.anchored) if given is None else given:
+        loss = (importance * losses).sum() / n_images
+        total_weight = self.config.train.total_weight
+        if weight := float(self.network.anchored) if total_weight is None else total_weight:
             totals = total_loss(log_rate, batch.target, batch.exposure, batch.weight)
             loss = loss + weight * (importance * totals).mean()
         return loss
 
     def _importance(self, photons: Tensor) -> Tensor:
-        """Return the weights of images, (b,): 1 at the brightest.
+        """Return a weight per image, (b,), 1 for the brightest.
 
-        The fewer photons, the more nats each is worth: unweighted, the darkest images would be all that is learned.
+        The fewer photons an image has, the more nats each contributes: unweighted, the darkest would dominate the loss.
         """
         power = self.config.train.brightness_power
         if power is None:
             power = 0.7 if self.network.anchored and self.network.anchor.fits else 0.0
-        brightest = 10 ** (self.trained_range_db[1] / 10) / (4 if self.config.thinning.binned else 1)  # without binning
+        brightest = 10 ** (self.trained_range_db[1] / 10) / (4 if self.config.thinning.binned else 1)  # before binning
         return ((photons.flatten(1).mean(1) + 0.03) / brightest).clamp(max=1.0) ** power
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let a step without a finite gradient change nothing, and clip large ones."""
+        """Set gradients that are not finite to zero, and clip large ones."""
         parameters = list(self.network.parameters())
         for parameter in parameters:
             if parameter.grad is not None:
@@ -86,24 +86,24 @@ class GapModule(pl.LightningModule):
             self.average.update_parameters(self.network)
 
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
-        """Collect the photon loss of held-out windows, and their number."""
+        """Collect the photon loss of held-out windows and the number of windows."""
         has_target = batch.target.flatten(1).sum(1) > 0
         log_rate = without_dark(self(batch.photons).detach(), batch.dark)
         losses = photon_loss(log_rate, batch.target, batch.weight)
         self.validation.append(torch.stack([(losses * has_target).double().sum(), has_target.double().sum()]).cpu())
 
     def train_loss(self) -> float:
-        """Return the mean loss of the training steps so far, and forget them."""
+        """Return the mean loss of the training steps since the last call."""
         losses = torch.stack(self.train_losses).double().cpu().tolist() if self.train_losses else []
         self.train_losses.clear()
         return math.fsum(losses) / max(1, len(losses))
 
     def mean_input_db(self) -> float:
-        """Return the mean brightness of the last batch's inputs that are not empty."""
+        """Return the mean brightness in dB of the last batch's inputs, empty ones excluded."""
         return float(self.input_db[self.input_db.isfinite()].mean())
 
     def validation_loss(self) -> float:
-        """Return the mean loss of the validation steps so far, over all devices, and forget them."""
+        """Return the mean loss of the validation steps since the last call, over all devices."""
         sums = torch.stack(self.validation).sum(0) if self.validation else torch.zeros(2, dtype=torch.float64)
         self.validation.clear()
         if self.trainer.world_size > 1:
@@ -112,21 +112,21 @@ class GapModule(pl.LightningModule):
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
     def configure_optimizers(self) -> Any:
-        """Adam or Muon; the rate rises over the warm-up, stays, and falls in the second half to one percent."""
+        """Return the optimiser and its schedule: warm-up, constant rate, linear decay to 1 % over the second half."""
         train = self.config.train
         if train.optimizer == "muon":
-            kinds: tuple[list[Any], list[Any]] = ([], [])
+            groups: tuple[list[Any], list[Any]] = ([], [])
             for name, parameter in self.network.named_parameters():
-                kinds[parameter.dim() == 1 or name.startswith("conv_final")].append(parameter)
-            optimizer: torch.optim.Optimizer = Muon(*kinds, lr=train.learning_rate)
+                groups[parameter.dim() == 1 or name.startswith("conv_final")].append(parameter)
+            optimizer: torch.optim.Optimizer = Muon(*groups, lr=train.learning_rate)
         else:
-            # a fused step scales gradients of 16 bits by itself, after they were clipped
+            # with float16, a fused step unscales the gradients only after they were clipped
             fused = train.precision != "16-mixed"
             optimizer = torch.optim.Adam(self.network.parameters(), lr=train.learning_rate, fused=fused)
 
         def factor(step: int) -> float:
-            rising = (step + 1) / max(1, train.warmup_steps)
-            return min(1.0, rising, 0.01 + 1.98 * max(0.0, 1 - step / train.steps))
+            warmup, decay = (step + 1) / max(1, train.warmup_steps), 0.01 + 1.98 * max(0.0, 1 - step / train.steps)
+            return min(1.0, warmup, decay)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""The optimiser of anchored networks."""
+"""Muon, the optimiser of anchored networks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from torch.optim.adam import adam
 
 from gap_bioimage.graphs import Recorded
 
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan's iteration: singular values from 0.7 to 1.2 after five
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values are 0.7 to 1.2 after five iterations
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of weights are momenta with all singular values about 1; of biases, and of others, they are Adam's.
+    """Step weights along their orthogonalised momentum (all singular values about 1), other parameters as Adam does.
 
-    A gradient of a convolution is dominated by a few directions; so the others are learned as fast, and in the few
-    hundred steps of a CPU much more is learned. Steps have the size of Adam's, so that one learning rate serves both.
-    Weights shrink by ``weight_decay`` of the learning rate in each step: else steps of equal size let them grow until,
-    after a thousand, a network may answer its bounds everywhere.
+    A few directions dominate the gradient of a convolution. Orthogonalised, the others are learned as fast, and in the
+    few hundred steps of a CPU much more is learned. Steps have the size of Adam's: one learning rate serves both.
+    Each step shrinks the weights by ``weight_decay`` times the learning rate. Without it, steps of equal size let them
+    grow until, after a thousand, a network may return its bounds everywhere.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the step's size of
     Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982.
@@ -30,18 +30,18 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         groups = [{"params": list(weights), "evened": True}, {"params": list(others), "evened": False}]
         super().__init__(groups, {"lr": lr, "momentum": 0.95, "weight_decay": weight_decay})
-        self._evened = Recorded(_evened)
+        self._orthogonal = Recorded(_orthogonal_steps)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a stored state; those of before weights decayed go on without."""
+        """Restore a state; one stored before weight decay existed continues without it."""
         super().__setstate__(state)
-        self._evened = Recorded(_evened)
+        self._orthogonal = Recorded(_orthogonal_steps)
         for group in self.param_groups:
             group.setdefault("weight_decay", 0.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make a step; return what ``closure`` does, which computes the loss and its gradients."""
+        """Make a step; return the loss from ``closure``, which also computes the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         means = [state["mean"] for state in states]
         if group["evened"]:
             torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-            steps = self._evened(*torch._foreach_lerp(gradients, means, group["momentum"]))
+            steps = self._orthogonal(*torch._foreach_lerp(gradients, means, group["momentum"]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         else:
@@ -73,30 +73,31 @@ class Muon(torch.optim.Optimizer):
             )  # fmt: skip
 
 
-def _evened(*gradients: Tensor) -> list[Tensor]:
-    """Return steps of the size of Adam's, those of one shape together."""
+def _orthogonal_steps(*gradients: Tensor) -> list[Tensor]:
+    """Return orthogonalised gradients with the size of Adam's steps; those of one shape are processed together."""
     steps: dict[int, Tensor] = {}
     for shape in {gradient.shape for gradient in gradients}:
         numbers = [number for number, gradient in enumerate(gradients) if gradient.shape == shape]
         matrices = torch.stack([gradients[number].flatten(1) for number in numbers])
         scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
-        steps |= dict(zip(numbers, scale * evened(matrices).reshape(-1, *shape), strict=True))
+        steps |= dict(zip(numbers, scale * orthogonalised(matrices).reshape(-1, *shape), strict=True))
     return [steps[number] for number in range(len(gradients))]
 
 
-def evened(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Return matrices (..., row, column) with the same singular vectors, and singular values about 1.
+def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """Return matrices (..., row, column) with the same singular vectors and singular values of about 1.
 
-    Newton and Schulz iterate polynomials of ``m m'`` times m; here they are multiplied first, and applied to m once.
+    The Newton-Schulz iteration multiplies m by polynomials of ``m m'``; here their product is computed first and
+    applied to m once.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     matrix = matrix.mT if tall else matrix
     matrix = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    square, one = matrix @ matrix.mT, torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
+    square, identity = matrix @ matrix.mT, torch.eye(matrix.shape[-2], dtype=matrix.dtype, device=matrix.device)
     a, b, c = _QUINTIC
-    product = one
+    product = identity
     for _ in range(iterations):
-        factor = a * one + b * square + c * (square @ square)
+        factor = a * identity + b * square + c * (square @ square)
         product, square = factor @ product, factor @ square @ factor
     matrix = product @ matrix
     return matrix.mT if tall else matrix

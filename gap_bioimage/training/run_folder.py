@@ -1,8 +1,8 @@
-"""A training run's folder, and what makes it resume exactly.
+"""The folder of a training run, and exact resumption of interrupted runs.
 
-``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png, preview.png, camera.yaml where there is one,
-init.ckpt where it started from another model, and two pieces of the counts for export: example.npy for test tensors
-and cover, held_out.npy for measured numbers.
+``RUN/`` holds config.yaml, best.ckpt, last.ckpt, metrics.csv, loss.png and preview.png; camera.yaml if the images have
+a camera; init.ckpt if the run started from another model; and two pieces of the counts for export: example.npy for test
+tensors and cover, held_out.npy for measurements.
 """
 
 import csv
@@ -38,29 +38,29 @@ from gap_bioimage.training.patches import Split, Stack
 COLUMNS = ("step", "train_loss", "validation_loss", "learning_rate", "mean_input_db", "waiting_share")
 INIT = "init.ckpt"
 log = logging.getLogger(__name__)
-_PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image that is kept for export
+_PIECE_PX = {2: (512, 512), 3: (32, 128, 128)}  # largest piece of an image stored for export
 
 
 def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model | None:
-    """Return the model that a run starts from, or, if it is resumed, has started from; None where that is nothing.
+    """Return the model that a run starts from or, if resumed, started from; None for a new network.
 
-    Its ``history.init`` tells name, origin and trained range, and the sha256 of its weights.
+    Its ``history.init`` records name, origin, trained range and the sha256 of the weights.
     """
-    given = None
+    initial = None
     if init is not None:
         check_model(model := load_model(init) if isinstance(init, (str, Path)) else init)
-        # of its path only what means something on other machines
+        # only the part of the path that is meaningful on other machines
         name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
         record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
-        given = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
+        initial = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
     if not resume or not (run / "config.yaml").exists():
-        return given
-    start = load_model(run / INIT) if (run / INIT).exists() else None
-    if given is not None and (start is None or init_of(given)["sha256"] != init_of(start)["sha256"]):
-        started = "no other model" if start is None else f"other weights, {init_of(start)['name']}"
-        told = f"the run in {run} was started from {started}, not from {init_of(given)['name']}"
-        raise ConfigError(f"{told}; leave out init to resume it")
-    return start
+        return initial
+    stored = load_model(run / INIT) if (run / INIT).exists() else None
+    if initial is not None and (stored is None or init_of(initial)["sha256"] != init_of(stored)["sha256"]):
+        origin = "no other model" if stored is None else f"the weights of {init_of(stored)['name']}"
+        problem = f"the run in {run} was started from {origin}, but init is {init_of(initial)['name']}"
+        raise ConfigError(f"{problem}; leave init out to resume it")
+    return stored
 
 
 def init_of(start: Model) -> dict[str, Any]:
@@ -69,25 +69,25 @@ def init_of(start: Model) -> dict[str, Any]:
 
 
 def settings_from(start: Model, config: RunConfig) -> RunConfig:
-    """Return the settings of a run with the network of the model that it starts from; others must not have been set."""
+    """Return the settings with the network of the model to start from; refuse settings of another network."""
     own, name = start.config, init_of(start)["name"]
     for key, stored in own:
-        given = getattr(config.network, key)
-        if key in config.network.model_fields_set and given != stored:
-            told = f"network.{key} is {given}, but the model to start from, {name}, has {stored}"
-            raise ConfigError(f"{told}; {'give the same' if key == 'dim' else 'leave it out'}, or start from nothing")
+        value = getattr(config.network, key)
+        if key in config.network.model_fields_set and value != stored:
+            problem = f"network.{key} is {value}, but the model to start from, {name}, has {stored}"
+            raise ConfigError(f"{problem}; leave it out, or train without init")
     if (size := config.train.size) is not None and not SIZES[own.dim][size].items() <= own.model_dump().items():
-        told = f"train.size={size} chooses new networks only: that of {name} stays as it is"
-        warnings.warn(f"{told}; leave it out, or start from nothing", NetworkWarning, stacklevel=3)
-    # all of it set, so that nothing is chosen that suits new weights only
+        problem = f"train.size={size} is for new networks only, and that of {name} keeps its size"
+        warnings.warn(f"{problem}; leave train.size out, or train without init", NetworkWarning, stacklevel=3)
+    # marked as set, so that no choice for new weights replaces them
     values, train = config.model_dump(exclude_unset=True), config.train
-    kept = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
-    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **kept}}
+    fixed = {"optimizer": train.optimizer, "learning_rate": train.learning_rate}
+    values |= {"network": own.model_dump(), "train": {**values.get("train", {}), **fixed}}
     return RunConfig.from_dict(values)
 
 
-def _keep(start: Model, run: Path) -> None:
-    """Copy the weights that a run starts from into its folder, to start again from if it is killed."""
+def _store_initial(start: Model, run: Path) -> None:
+    """Copy the initial weights into the run folder, where a killed run finds them again."""
     section = {"trained_range_db": list(start.trained_range_db), "metrics": [], "init": start.history.init}
     section |= {"config": {"network": start.config.model_dump(mode="json")}}
     weights = {f"network.{name}": value for name, value in start.network.state_dict().items()}
@@ -96,7 +96,7 @@ def _keep(start: Model, run: Path) -> None:
 
 
 def weights_sha256(network: UNet) -> str:
-    """Return a hash of names, shapes and values of a network's weights, whatever file they came from."""
+    """Return a hash of names, dtypes, shapes and values of a network's weights, independent of their file."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -105,29 +105,29 @@ def weights_sha256(network: UNet) -> str:
 
 
 def stored_settings(out: Path, given: RunConfig) -> RunConfig:
-    """Return the settings of the run in a folder; only a larger number of steps may be asked for now."""
+    """Return the settings of the run in ``out``; those given now may only raise the number of steps."""
     stored = RunConfig.read(out / "config.yaml")
     own = stored.model_dump()
     for section, values in given.model_dump(exclude_unset=True).items():
         own[section] = {**own[section], **values} if isinstance(values, dict) and own[section] else values
-    # what the images decided, where it was left open or more was asked for than they have
-    asked, most = own["thinning"]["max_db"], stored.thinning.max_db
-    if asked is None or (most is not None and asked > most):
-        own["thinning"]["max_db"] = most
+    # values that the images decided: not given, or a max_db above theirs
+    max_db, stored_db = own["thinning"]["max_db"], stored.thinning.max_db
+    if max_db is None or (stored_db is not None and max_db > stored_db):
+        own["thinning"]["max_db"] = stored_db
     own["train"]["patch_px"] = own["train"]["patch_px"] or stored.train.patch_px
     merged = RunConfig.from_dict(own)
-    others = differences(stored.model_dump(), merged.model_dump())
-    if others and (set(others) != {"train.steps"} or merged.train.steps < stored.train.steps):
-        told = f"the run in {out} was started with other settings than given now ({'; '.join(others.values())})"
-        more = f"only train.steps may change, to more than {stored.train.steps}"
-        raise ConfigError(f"{told}; leave them out to resume it ({more})")
+    changed = differences(stored.model_dump(), merged.model_dump())
+    if changed and (set(changed) != {"train.steps"} or merged.train.steps < stored.train.steps):
+        problem = f"the run in {out} was started with other settings than given now ({'; '.join(changed.values())})"
+        advice = f"leave them out to resume it (only train.steps may change, to more than {stored.train.steps})"
+        raise ConfigError(f"{problem}; {advice}")
     return merged
 
 
-# Lightning starts the processes of the other devices with the same command: only the first one looks and writes
+# Lightning starts one process per device with the same command; only the first one checks and writes
 @rank_zero_only
 def check_place(out: Path, resume: bool) -> None:
-    """See that a run can go there, before its images are read."""
+    """Check that ``out`` can become or continue a run, before images are read."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, expected a folder for the run; give another name")
     if (out / "config.yaml").exists():
@@ -139,25 +139,25 @@ def check_place(out: Path, resume: bool) -> None:
 
 @rank_zero_only
 def open_run(out: Path, config: RunConfig, start: Model | None) -> None:
-    """Make the run folder, or take up the run that it holds."""
+    """Create the run folder, or reopen the run that it holds."""
     stored = out / "config.yaml"
     if not stored.exists():
         with refusals_told(out):
             out.mkdir(parents=True, exist_ok=True)
         if start is not None:
-            _keep(start, out)  # before config.yaml, which makes the folder a run
-    for leftover in out.glob(".*.tmp-*"):  # of writers that were killed
+            _store_initial(start, out)  # before config.yaml, which makes the folder a run
+    for leftover in out.glob(".*.tmp-*"):  # from killed processes
         leftover.unlink(missing_ok=True)
     with replacing(stored) as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
 
 
 def checkpoint_in(out: Path, resume: bool) -> Path | None:
-    """Return the checkpoint that a resumed run goes on from, None where there is none."""
+    """Return the checkpoint that a resumed run continues from, or None."""
     last = out / "last.ckpt"
     if not resume or not last.exists():
         return None
-    advice = f"give {out / 'best.ckpt'} as init of a new run in another folder, or train anew"
+    advice = f"start a new run in another folder, with {out / 'best.ckpt'} as init or from scratch"
     try:
         content = read_weights(last, str(last))
     except CheckpointError as error:
@@ -165,26 +165,26 @@ def checkpoint_in(out: Path, resume: bool) -> Path | None:
     ours = CHECKPOINT_KEY in content and "optimizer_states" in content
     own = network_config(content[CHECKPOINT_KEY]["config"]["network"], last) if ours else None
     if own != RunConfig.read(out / "config.yaml").network:
-        raise CheckpointError(f"{last} is not a checkpoint of the network that config.yaml tells; {advice}")
+        raise CheckpointError(f"{last} is not a checkpoint of the network in config.yaml; {advice}")
     return last
 
 
 @rank_zero_only
 def write_examples(out: Path, stacks: Sequence[Stack], split: Split, detector: Detector | None) -> None:
-    """Keep the camera, and handy pieces of the brightest image and of the brightest held-out one."""
+    """Store the camera, and small pieces of the brightest image and of the brightest held-out one."""
     if detector is not None:
         write_camera(out / CAMERA_FILE, detector)
     for name, candidates in (("example.npy", stacks), ("held_out.npy", split.held_out)):
         if (out / name).exists():
             continue
-        stack = candidates[int(np.argmax([float(seen(one).mean()) for one in candidates]))]
+        stack = candidates[int(np.argmax([float(loaded_part(stack).mean()) for stack in candidates]))]
         piece = np.asarray(stack[_middle(stack)].values)
         with replacing(out / name) as temporary:
             np.save(temporary, np.ascontiguousarray(piece[0] if stack.repeated else piece))
 
 
-def seen(stack: Stack) -> NDArray[Any]:
-    """Return the values of an image; of one on disk, those of its middle."""
+def loaded_part(stack: Stack) -> NDArray[Any]:
+    """Return the values of an image; for an image on disk, those of its middle."""
     return np.asarray(stack.values if isinstance(stack.values, np.ndarray) else stack[_middle(stack)].values)
 
 
@@ -193,7 +193,7 @@ def _middle(stack: Stack) -> tuple[slice, ...]:
 
 
 def fingerprint(split: Split) -> str:
-    """Tell the training data apart by shapes and the first rows, without reading all of it."""
+    """Return a checksum of shapes, dtypes and first rows of the training data, without reading all of it."""
     crc = 0
     for stack in split.training:
         values = stack.values
@@ -204,18 +204,18 @@ def fingerprint(split: Split) -> str:
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are either the old file or the new one, never half of it."""
+    """Checkpoints that appear by rename: a killed process never leaves an incomplete file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write beside the target and rename."""
+        """Write a temporary file and rename it."""
         with replacing(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class RunFolder(pl.Callback):
-    """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that get no better.
+    """Writes best.ckpt, last.ckpt and metrics.csv after every validation, and ends runs that no longer improve.
 
-    The rows of metrics.csv travel in the checkpoint, so that the file of a resumed run is as if it had never stopped.
+    The checkpoint holds the rows of metrics.csv: after resuming, the file is the same as without interruption.
     """
 
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
@@ -223,11 +223,11 @@ class RunFolder(pl.Callback):
         self.rows: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Do not go on with a run that had ended early."""
+        """Do not continue a run that had ended early."""
         self._end_early(trainer, pl_module.config.train)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Add a row of metrics and save."""
+        """Add a row of metrics and save the checkpoints."""
         row = {
             "step": trainer.global_step,
             "train_loss": pl_module.train_loss(),
@@ -237,14 +237,14 @@ class RunFolder(pl.Callback):
             "waiting_share": trainer.train_dataloader.waiting_share,  # type: ignore[union-attr]
         }
         if math.isnan(row["validation_loss"]) and not self.rows:
-            told = "what is held out for validation has no photons: nothing tells which model is the best"
-            warnings.warn(f"{told}; give more images", CountsWarning, stacklevel=2)
+            problem = "the images held out for validation have no photons, and the best model cannot be chosen"
+            warnings.warn(f"{problem}; give more images", CountsWarning, stacklevel=2)
         self.rows.append(row)
         if trainer.logger is not None:
             trainer.logger.log_metrics(row, step=trainer.global_step)
         if self._best in (None, len(self.rows) - 1):
             trainer.save_checkpoint(self.folder / "best.ckpt")
-        # last, so that a kill between the two repeats this stretch and makes the same best again
+        # after best.ckpt: a run killed between the two repeats this epoch and writes the same best.ckpt again
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
             self._write_metrics()
@@ -261,22 +261,22 @@ class RunFolder(pl.Callback):
         }
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Take the metrics up again, if the images are the same, and count what is left to do."""
+        """Restore the metrics if the images are the same, and compute how many epochs are left."""
         stored = checkpoint[CHECKPOINT_KEY]
         if stored["images"] != self.fingerprint:
-            told = f"the run in {self.folder} was trained on other images than given now"
-            raise CheckpointError(f"{told}; resume with the same images")
+            problem = f"the run in {self.folder} was trained on other images than given now"
+            raise CheckpointError(f"{problem}; resume with the same images")
         self.rows = list(stored["metrics"])
-        # with more steps than at first, the last stretch may have been shorter than the others
+        # if the number of steps was raised, the last epoch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
         trainer.fit_loop.max_epochs = len(self.rows) + left
         if trainer.is_global_zero:
-            self._write_metrics()  # a kill may have come between the checkpoint and this file
+            self._write_metrics()  # the process may have been killed after the checkpoint
 
     @property
     def _best(self) -> int | None:
-        """The row of the lowest loss, the last where several are alike; None where none is known."""
+        """Index of the row with the lowest validation loss, the last of equal ones; None if no loss is known."""
         known = [(loss, -n) for n, row in enumerate(self.rows) if not math.isnan(loss := row["validation_loss"])]
         return -min(known)[1] if known else None
 
@@ -286,13 +286,12 @@ class RunFolder(pl.Callback):
             waited = len(self.rows) - max(best + 1, first_half)
             if waited >= train.patience:
                 trainer.should_stop = True
-                told = "ended after %d steps: the last %d validations were no better than that of step %d"
-                log.info(told, self.rows[-1]["step"], waited, self.rows[best]["step"])
+                message = "training ended at step %d: the last %d validations did not improve on that of step %d"
+                log.info(message, self.rows[-1]["step"], waited, self.rows[best]["step"])
 
     def _write_metrics(self) -> None:
-        metrics = self.folder / "metrics.csv"
-        with replacing(metrics) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval=math.nan)  # runs of before did not tell all
+        with replacing(self.folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, restval=math.nan)  # older runs lack columns
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -304,22 +303,21 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[Any]]:
-    """Return a plane (y, x) of held-out counts and the denoised one, by their titles; slabs lie down."""
+    """Return a plane (y, x) of held-out counts and its denoised image, by title; tall planes are transposed."""
     counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
     counts = counts[(..., *(middle(size, most_px) for size in counts.shape[-2:]))]
     counts = torch.from_numpy(counts.astype(np.float32)) if detector is None else detector.seen(detector.values(counts))
-    photons = counts[None]
-    rate = model.network.rate(photons, model.network(photons), [])[0].numpy()
+    rate = model.network.rate(counts[None], model.network(counts[None]), [])[0].numpy()
     background = 0 if detector is None else detector.background()
     planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts.numpy(), rate)]
     titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
-    lying = planes[0].shape[0] > 1.5 * planes[0].shape[1]
-    return {title: plane.T if lying else plane for title, plane in zip(titles, planes, strict=True)}
+    tall = planes[0].shape[0] > 1.5 * planes[0].shape[1]
+    return {title: plane.T if tall else plane for title, plane in zip(titles, planes, strict=True)}
 
 
 @rank_zero_only
 def draw(run: Path, model: Model) -> None:
-    """Draw loss.png, the losses against steps, and preview.png, a held-out image beside the denoised one."""
+    """Draw loss.png, the losses against steps, and preview.png, a held-out image next to the denoised one."""
     rows = read_metrics(run)
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
