@@ -1,4 +1,4 @@
-"""Work whose kernels a GPU starts by itself, and fewer of them: launching one by one takes longer than running them."""
+"""CUDA graphs and fused convolutions: launching many small kernels one by one takes longer than running them."""
 
 import contextlib
 import copy
@@ -13,14 +13,14 @@ from gap_bioimage.filters import kept_matrices
 from gap_bioimage.network import ConvBlock, UNet
 
 CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
-"""The order of weights and features, by dimensions, in which convolutions take a fifth to a third less time."""
+"""Memory format by spatial dimensions, in which convolutions take a fifth to a third less time."""
 _MOST_SHAPES = 16
 
 
 class Recorded:
-    """A function of tensors that is recorded as a CUDA graph for shapes that come a second time.
+    """A function of tensors, recorded as a CUDA graph when shapes occur for the second time.
 
-    What it returns holds until the next call. Shapes of more than ``most`` elements are not recorded.
+    Results are valid until the next call. Inputs of more than ``most`` elements in total are not recorded.
     """
 
     def __init__(self, function: Callable[..., Any], most: float = float("inf")) -> None:
@@ -30,7 +30,7 @@ class Recorded:
         self._memory: Any = None
 
     def __call__(self, *given: Tensor) -> Any:
-        """Return what the function does."""
+        """Return the result of the function."""
         if not given[0].is_cuda or sum(tensor.numel() for tensor in given) > self.most:
             return self.function(*given)
         shapes = tuple(tensor.shape for tensor in given)
@@ -48,16 +48,16 @@ class Recorded:
         places, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
-        # other threads may go on with what they do on the device
+        # other threads may continue to use the device
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
             result = self.function(*places)
         return graph, places, result, kept_matrices()
 
 
 def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
-    """Record forward and backward pass for batches of this shape; return what must be kept with the network."""
+    """Record forward and backward pass for batches of this shape; return tensors to keep alive with the network."""
     kind, mixed = photons.device.type, torch.is_autocast_enabled(photons.device.type)
-    # casts that are cached would be missing in the recording
+    # cached casts would be missing from the recording
     uncached: Any = torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
     with uncached if mixed else contextlib.nullcontext():
         torch.cuda.make_graphed_callables(network, (photons.clone(),))
@@ -65,7 +65,7 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
 
 
 def quick(network: UNet, bf16: bool) -> UNet:
-    """Return a network of a precision, on a GPU with as few kernels as cuDNN allows; a copy, but on CPUs in float32."""
+    """Return a copy in bfloat16 or float32, on GPUs with cuDNN's fused kernels; on CPUs in float32 the network itself."""
     weight = network.conv_final.weight
     if not (bf16 or weight.is_cuda):
         return network
@@ -74,7 +74,7 @@ def quick(network: UNet, bf16: bool) -> UNet:
     if acceptable and has_bf16(weight.device):
         for block in network.modules():
             if isinstance(block, ConvBlock):
-                # tensor cores take channels by eights, else the first convolution takes as long as five others
+                # tensor cores need multiples of 8 channels, or the first convolution takes as long as five others
                 missing = -block.conv1.in_channels % 8
                 block.conv1.weight = nn.Parameter(_more_channels(block.conv1.weight, missing), requires_grad=False)
                 block.convolve = types.MethodType(_convolve, block)  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def quick(network: UNet, bf16: bool) -> UNet:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether a device is a GPU that computes in bfloat16 by itself, Nvidia's since Ampere."""
+    """Return whether a device is a GPU with native bfloat16 (Nvidia: since Ampere)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -95,5 +95,5 @@ def _convolve(block: ConvBlock, x: Tensor) -> Tensor:
 
 
 def _more_channels(x: Tensor, count: int) -> Tensor:
-    """Add channels of zeros, in the same layout."""
+    """Append channels of zeros in the same memory format."""
     return torch.constant_pad_nd(x, [0, 0] * (x.dim() - 2) + [0, count], 0.0) if count else x
