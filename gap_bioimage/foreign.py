@@ -1,8 +1,8 @@
-"""Weights of others: the original GAP's checkpoints and bare state_dicts, read as data and described by their tensors.
+"""Third-party weights: checkpoints of the original GAP and bare state_dicts, whose tensors determine the settings.
 
-No code in a file is run: checkpoints hold more than tensors, and what Lightning and the original code are known to
-leave behind is read as plain values by stand-ins; torch refuses every other global. What the names and shapes of the
-tensors do not tell is looked for in ``weights.yaml`` beside ``weights.pt``.
+Code in a file is never run. Checkpoints hold more than tensors: stand-in classes read the known objects of Lightning
+and of the original code as plain values, and torch refuses every other global. Settings that do not follow from the
+names and shapes of the tensors are read from ``weights.yaml`` next to ``weights.pt``.
 """
 
 import io
@@ -24,22 +24,22 @@ from gap_bioimage.config import NetworkConfig, read_yaml
 from gap_bioimage.errors import CheckpointError, ConfigError
 
 RANGE = "trained_range_db"
-ORIGINAL_RANGE_DB = (-40.0, 10.0)  # of the original's published settings; its checkpoints do not tell
+ORIGINAL_RANGE_DB = (-40.0, 10.0)  # published settings of the original; its checkpoints do not record it
 _SETTINGS = tuple(NetworkConfig.model_fields)
 _LAST = "conv_final.weight"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
 _DTYPES |= {"BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
-_LOCK = threading.Lock()  # torch keeps one list of what is allowed
+_LOCK = threading.Lock()  # torch has one global list of allowed classes
 
 
 class _Values:
-    """An object of which its attributes alone are kept, such as argparse's Namespace."""
+    """Stand-in for an object, such as argparse's Namespace, of which only the attributes are read."""
 
     def __init__(self, *_: Any) -> None: ...
 
 
 def _stand_in(name: str, **more: Any) -> type:
-    """Return a class that torch takes for the global ``name``, and that does nothing."""
+    """Return a class without behaviour that torch accepts as the global ``name``."""
     module, _, last = name.rpartition(".")
     return type(last, (_Values,), {"__module__": module, "__qualname__": last, **more})
 
@@ -51,7 +51,7 @@ def _allowed() -> list[Any]:
     callbacks = ["model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor"]
     callbacks += ["progress.ProgressBar", "progress.TQDMProgressBar"]
     paths = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    scalar: Any = np.float64(0).__reduce__()[0]  # how numpy makes a number of its type and its bytes
+    scalar: Any = np.float64(0).__reduce__()[0]  # numpy's constructor of a scalar from dtype and bytes
     return [
         *(_stand_in(name, __new__=lambda *_: OrderedDict()) for name in settings),
         *(_stand_in(f"{package}.callbacks.{name}") for package in lightning[:2] for name in callbacks),
@@ -66,7 +66,7 @@ _ALLOWED = _allowed()
 
 
 def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
-    """Read a dictionary written by torch.save without running code from it; ``name`` is what errors call it."""
+    """Read a dictionary written by torch.save without running code from it; errors call it ``name``."""
     try:
         with _LOCK, torch.serialization.safe_globals(_ALLOWED):
             content = torch.load(source, map_location="cpu", weights_only=True)
@@ -85,7 +85,7 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
 
 
 def read_safetensors(path: Path) -> dict[Any, Any]:
-    """Read a file of the safetensors format: the length of a header, the header (JSON), the numbers."""
+    """Read a safetensors file: the length of the header, the header (JSON), the numbers."""
     try:
         content = path.read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
@@ -107,11 +107,11 @@ def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
 def describe(
     content: Mapping[Any, Any], path: Path, given: Mapping[Any, Any]
 ) -> tuple[dict[str, torch.Tensor], NetworkConfig, tuple[float, float], dict[str, str], str]:
-    """Find the one GAP network in a file and settle what it is, from what was told and from its weights.
+    """Find the only GAP network in a file, and determine its settings from metadata and weights.
 
     Returns its tensors under the names of the original code, its settings, its trained range, and where each setting
-    and the range were found. What is ``given`` wins over ``.yaml`` beside the file ("sidecar"), and this over the
-    file's ``hyper_parameters``; what contradicts the weights does not fit them when they are loaded.
+    and the range were found. Settings that are ``given`` override those of the ``.yaml`` next to the file ("sidecar"),
+    and these the ``hyper_parameters`` in the file. Settings that contradict the weights fail when these are loaded.
     """
     weights = _find(content, path)
     stored = content.get("hyper_parameters")
@@ -119,7 +119,7 @@ def describe(
     stored = {n: v.item() if isinstance(v, np.generic) else v for n, v in stored.items() if n in (*_SETTINGS, RANGE)}
     sources = {"hyper_parameters": stored, "sidecar": _read_sidecar(path), "given": given}
     told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
-    # what a user leaves to the weights, no stored setting decides
+    # a value of None leaves a setting to the weights, and also overrides stored settings
     told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
     limits, range_from = told.pop(RANGE, (None, "assumed"))
     facts, inputs = _facts(weights, path)
@@ -143,7 +143,7 @@ def network_config(values: Any, path: Path) -> NetworkConfig:
 
 
 def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
-    """Return the network's tensors, which may lie one dictionary below, with a prefix such as ``model.``."""
+    """Return the tensors of the network, which may be in a nested dictionary, with a prefix such as ``model.``."""
     groups = [content, *(value for value in content.values() if isinstance(value, dict))]
     keys = [(group, key) for group in groups for key in group if isinstance(key, str)]
     found = [(group, key.removesuffix(_LAST)) for group, key in keys if f".{key}".endswith(f".{_LAST}")]
@@ -164,7 +164,7 @@ def _no_network(path: Path, why: str) -> CheckpointError:
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
-    """Return the settings beside the weights; empty if there are none, or the file is about something else."""
+    """Return the settings in the yaml next to the weights; empty if there is none, or it has other contents."""
     beside = path.with_suffix(".yaml")
     if beside == path or not beside.is_file():
         return {}
@@ -177,16 +177,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
-    """Return the settings that shapes tell of plain networks, and the number of inputs of the first level."""
+    """Return the settings of a plain network that follow from its shapes, and the number of inputs of its first level."""
     depth = 1
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
     try:
         (filters, inputs, *kernel), last = weights["down_convs.0.conv1.weight"].shape, weights[_LAST].shape
-        channels = last[0 if last[-1] == 1 else 1]  # what unfolds the pixels of a stem has its inputs first
+        channels = last[0 if last[-1] == 1 else 1]  # with a stem the last layer is transposed: its inputs come first
         if not channels or len(kernel) not in (2, 3):
             raise ValueError
-        # the second convolutions tell of z: the first of all may be a stem
+        # z is read from the second convolutions, since the very first one may be a stem
         shapes = [weights[f"down_convs.{stage}.conv2.weight"].shape for stage in range(depth)]
         planar = [stage for stage, shape in enumerate(shapes) if len(kernel) == 3 and shape[2] == 1]
         facts: dict[str, Any] = {"dim": len(kernel), "channels": channels, "depth": depth, "start_filts": filters}
@@ -203,8 +203,8 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
 
 
 def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
-    """Return the settings of an anchored network of so many inputs and answers; empty if there is no such one."""
-    for version in (1, 3, 2):  # planes of 2 and 3 are the same
+    """Return the settings of the anchored network with these numbers of inputs and answers; empty if there is none."""
+    for version in (1, 3, 2):  # in 2D, versions 2 and 3 are the same
         anchor = Anchor(dim, version)
         channels = answers // anchor.n_answers
         if channels and (inputs, answers) == (channels * anchor.n_features, channels * anchor.n_answers):
@@ -213,7 +213,7 @@ def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
 
 
 def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
-    """Fill in ``levels`` and ``log1p``, of which the weights tell the sum only; the original has no logarithm."""
+    """Fill in ``levels`` and ``log1p``, of which the weights determine only the sum; the original has no logarithm."""
     if "log1p" not in told and "levels" not in told and not original:
         raise CheckpointError(
             f"{path} does not tell its levels: its {inputs} encodings per channel are {inputs} sines (original GAP) or "

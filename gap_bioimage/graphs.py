@@ -65,7 +65,7 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
 
 
 def quick(network: UNet, bf16: bool) -> UNet:
-    """Return a copy in bfloat16 or float32, on GPUs with cuDNN's fused kernels; on CPUs in float32 the network itself."""
+    """Return a copy in bfloat16 or float32, on GPUs with fused kernels; on CPUs in float32 the network itself."""
     weight = network.conv_final.weight
     if not (bf16 or weight.is_cuda):
         return network

@@ -1,4 +1,4 @@
-"""Simulated fluorescence microscopy: cells, or filaments alone, counted photon by photon."""
+"""Simulated fluorescence microscopy: photon counts of cells, or of filaments alone."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
 _PSF_UM = np.array([0.25, 0.1, 0.1])  # (z, y, x); the axial blur is 2.5 times the lateral one
 _BACKGROUND = 0.02  # of the peak
-_MOST_PHOTONS = 1e7  # on average; the brightest pixels are counted in 32 bits
+_MOST_PHOTONS = 1e7  # average per pixel, so that the brightest pixels fit into 32 bits
 
 
 def simulate(
@@ -28,31 +28,31 @@ def simulate(
     seed: int = 0,
     scene: Scene = "cells",
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Simulate photon counts of cells, and the truth behind them.
+    """Simulate photon counts of cells, and the ground truth.
 
     Parameters
     ----------
     dim
         Spatial dimensions.
     shape
-        Pixels along (z,) y, x; 256 x 256 or 24 x 128 x 128 when not given.
+        Pixels along (z,) y, x; 256 x 256 or 24 x 128 x 128 by default.
     photons
         Expected photons per pixel, averaged over the image.
     seed
-        Same seed, same image; the scene does not depend on ``photons``.
+        Seed of scene and noise. The scene does not depend on ``photons``.
     scene
         "cells" with nuclei, filaments and puncta, or "filaments" alone.
 
     Returns
     -------
     counts, truth : xarray.DataArray
-        Dims (z,) y, x with coordinates in micrometres: Poisson counts (uint16, or uint32 above 65535), and
+        Dims (z,) y, x with coordinates in micrometres: Poisson counts (uint16, or uint32 for counts above 65535), and
         expected photons per pixel (float32).
 
     Raises
     ------
     ConfigError
-        If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
+        If ``photons`` is not positive or too large, ``dim`` and ``shape`` do not fit, or ``scene`` is unknown.
     """
     if not 0 < photons <= _MOST_PHOTONS:
         raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel, at most {_MOST_PHOTONS:g}")
@@ -83,7 +83,7 @@ def simulate_truth(
 
 
 def _cells(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
-    """Put nuclei, the glow of cells, filaments and puncta together."""
+    """Draw nuclei, cytoplasm, filaments and puncta."""
     centers, radii = _place_nuclei(pixels, step, rng)
     nuclei = _nuclei(pixels, step, centers, radii, rng)
     cytoplasm = _cytoplasm(pixels, step, centers, radii)
@@ -94,7 +94,7 @@ def _cells(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Im
 
 
 def _network(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
-    """Let filaments begin everywhere, in bundles of eight."""
+    """Draw filaments that start at random places, in bundles of eight."""
     size = np.array(pixels) * step
     bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
     begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
@@ -105,7 +105,7 @@ _SCENES = {"cells": _cells, "filaments": _network}
 
 
 def _imaged(scene: Image, step: Image) -> Image:
-    """Blur structures with the microscope's point-spread function, and add a background."""
+    """Blur a scene with the point-spread function of the microscope, and add background."""
     scene = _blur(scene, _PSF_UM[-len(step) :] / step)
     peak = max(float(np.quantile(scene, 0.998)), 1e-6)
     haze = _blur(scene, 25 * PIXEL_UM["x"] / step)  # light from out of focus
@@ -113,7 +113,7 @@ def _imaged(scene: Image, step: Image) -> Image:
 
 
 def _place_nuclei(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> tuple[Image, Image]:
-    """Draw centres and semi-axes (in micrometres) of nuclei that do not overlap."""
+    """Draw centres and semi-axes, in micrometres, of nuclei that do not overlap."""
     size = np.array(pixels) * step
     radius = min(_NUCLEUS_UM, 0.3 * float(size[-2:].max()))
     wanted = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
@@ -142,7 +142,7 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, 
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
     out = np.zeros(pixels)
     for window, distance, radius in _around(pixels, step, centers, radii, reach=1.5):
-        # a sigmoid in micrometres gives every nucleus the same, fairly sharp, edge
+        # a sigmoid in micrometres gives all nuclei the same, fairly sharp edge
         body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
         out[window] = np.maximum(out[window], rng.uniform(0.45, 1.0) * body * chromatin[window])
     return out
@@ -159,7 +159,7 @@ def _cytoplasm(pixels: tuple[int, ...], step: Image, centers: Image, radii: Imag
 def _around(
     pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, reach: float
 ) -> Iterator[tuple[tuple[slice, ...], Image, Image]]:
-    """Yield for each nucleus the part of the image within ``reach`` radii, the distance in radii there, its radii."""
+    """Yield for each nucleus the part of the image within ``reach`` radii, the distances there in radii, its radii."""
     for center, radius in zip(centers, radii, strict=True):
         low = np.floor((center - reach * radius) / step).astype(int).clip(0)
         high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
@@ -172,7 +172,7 @@ def _around(
 
 
 def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
-    """Draw smooth random walks that start around the nuclei, about a pixel wide."""
+    """Draw smooth random walks, about a pixel wide, that start at the given ellipsoids."""
     dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
     each, length = 8, int(4.5 * float(radii[:, -1].mean()) / stride)
     owner = np.repeat(np.arange(len(centers)), each)
@@ -192,7 +192,7 @@ def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Imag
 
 
 def _puncta(pixels: tuple[int, ...], step: Image, where: Image, rng: np.random.Generator) -> Image:
-    """Draw point sources in the cytoplasm with widely varying brightness."""
+    """Draw point sources in the cytoplasm, with widely varying brightness."""
     weights = np.cumsum(where.ravel())
     if weights[-1] <= 0:
         return np.zeros(pixels)
@@ -205,7 +205,7 @@ def _puncta(pixels: tuple[int, ...], step: Image, where: Image, rng: np.random.G
 
 
 def _splat(pixels: tuple[int, ...], points: Image, light: Image) -> Image:
-    """Add point sources at fractional pixel positions, split between the neighbouring pixels."""
+    """Draw point sources at fractional pixel positions, distributed over the neighbouring pixels."""
     out = np.zeros(pixels)
     base = np.floor(points).astype(int)
     part = points - base

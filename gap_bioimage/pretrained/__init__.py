@@ -1,4 +1,4 @@
-"""Models that come with the package, known by their names wherever a model is asked for."""
+"""Models that come with the package; their names are accepted wherever a path of a model is."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ def names() -> list[str]:
 
 
 def find(model: str | Path) -> Path:
-    """Return the path of a model: that of ours if it is the name of one and no file or folder, as it is otherwise."""
+    """Return the path of a pretrained model if this is its name and not a file or folder; else ``model`` as a path."""
     path = Path(model)
     return _HERE / f"{path}.zip" if not path.exists() and str(path) in names() else path
 
 
 def named(name: str) -> Path:
-    """Return the path of a model of ours, whatever files there are."""
+    """Return the path of a pretrained model, even if a file or folder has its name."""
     if name not in names():
         raise CheckpointError(f"no model {name!r} comes with the package, only {', '.join(names())}; give its path")
     return _HERE / f"{name}.zip"
