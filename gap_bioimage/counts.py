@@ -64,7 +64,7 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
     if isinstance(photons, Mapping):
         raise AxesError(f"the counts are a {type(photons).__name__}, expected one image; choose one by its name")
     if np.ma.is_masked(photons):
-        raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
+        raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or crop the image")
     values = np.asarray(photons)
     counts = as_integers(values)
     part = np.asarray(np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction), counts.dtype)
@@ -88,8 +88,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
             raise NotPhotonCountsError("expected whole photon counts, but the values have fractions or are not finite")
         exact = 2 ** (np.finfo(values.dtype.name).nmant + 1)
         if (highest := int(counts.max(initial=0))) > exact:
-            told = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
-            raise NotPhotonCountsError(f"{told}; give integers")
+            problem = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
+            raise NotPhotonCountsError(f"{problem}; give integers")
     if counts.dtype == np.uint64 and (highest := int(counts.max(initial=0))) > np.iinfo(np.int64).max:
         raise NotPhotonCountsError(f"the largest value is {highest:.3g}, expected photon counts below 2**63")
     if counts.dtype.kind != "u" and counts.size and int(counts.min()) < 0:
@@ -125,11 +125,9 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool, name: str = "the image") -> None:
     """Refuse an image whose axes do not fit a 3D model, or a 2D one, which may process a stack plane by plane."""
-    axes = " ".join(str(d) for d in photons.dims)
+    problem = f"{name} has axes {' '.join(str(d) for d in photons.dims)} but the model is {dim}D, expected"
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        told = f"{name} has axes {axes} but the model is 2D, expected no z"
-        raise AxesError(f"{told}; give planes=True to treat the stack plane by plane, or use a 3D model")
+        raise AxesError(f"{problem} no z; give planes=True to treat the stack plane by plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        told = f"{name} has axes {axes} but the model is 3D, expected z"
-        raise AxesError(f"{told}; {time}use a 2D model, or name the axes if one of them is z")
+        raise AxesError(f"{problem} z; {time}use a 2D model, or name the axes if one of them is z")

@@ -255,7 +255,7 @@ class Filters(nn.Module):
         return x
 
 
-def kept_matrices() -> list[Tensor]:
+def cached_matrices() -> list[Tensor]:
     """Return the matrices that a recorded CUDA graph reads, for its owner to keep when the cache is cleared."""
     return list(_MATRICES.values())
 

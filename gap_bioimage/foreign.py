@@ -7,7 +7,6 @@ names and shapes of the tensors are read from ``weights.yaml`` next to ``weights
 
 import io
 import json
-import math
 import pickle
 import threading
 import zipfile
@@ -32,7 +31,7 @@ _DTYPES |= {"BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
 _LOCK = threading.Lock()  # torch has one global list of allowed classes
 
 
-class _Values:
+class _Attributes:
     """Stand-in for an object, such as argparse's Namespace, of which only the attributes are read."""
 
     def __init__(self, *_: Any) -> None: ...
@@ -41,10 +40,10 @@ class _Values:
 def _stand_in(name: str, **more: Any) -> type:
     """Return a class without behaviour that torch accepts as the global ``name``."""
     module, _, last = name.rpartition(".")
-    return type(last, (_Values,), {"__module__": module, "__qualname__": last, **more})
+    return type(last, (_Attributes,), {"__module__": module, "__qualname__": last, **more})
 
 
-def _allowed() -> list[Any]:
+def _allowed_globals() -> list[Any]:
     lightning = ("pytorch_lightning", "lightning.pytorch", "lightning")
     settings = [f"{package}.utilities.parsing.AttributeDict" for package in lightning]
     settings += [f"{package}.utilities.data.AttributeDict" for package in ("lightning.fabric", "lightning_fabric")]
@@ -62,7 +61,7 @@ def _allowed() -> list[Any]:
     ]
 
 
-_ALLOWED = _allowed()
+_ALLOWED = _allowed_globals()
 
 
 def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
@@ -73,12 +72,12 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
     except pickle.UnpicklingError as error:
         _, names, rest = str(error).partition("GLOBAL ")
         unsafe = rest.split(" ")[0].rstrip(".")
-        told = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
+        reason = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
         expected = "; expected a run folder, a checkpoint or a model zip (the model comes first, then the image)"
-        raise CheckpointError(f"{name} is not a checkpoint that can be read safely{told or expected}") from None
+        raise CheckpointError(f"{name} is not a checkpoint that can be read safely{reason or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
-        told = f"{name} is not a checkpoint, or its end is missing"
-        raise CheckpointError(f"{told}; expected one of gap-bioimage or the original GAP code: copy it again") from None
+        problem = f"{name} is not a checkpoint, or is incomplete"
+        raise CheckpointError(f"{problem}; expected one of gap-bioimage or the original GAP: copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a checkpoint's dictionary")
     return content
@@ -94,7 +93,7 @@ def read_safetensors(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError):
-        raise CheckpointError(f"{path} is not a whole file of the safetensors format; copy or save it again") from None
+        raise CheckpointError(f"{path} is not a complete safetensors file; copy or save it again") from None
 
 
 def _tensor(entry: Any, numbers: bytes) -> torch.Tensor:
@@ -113,25 +112,26 @@ def describe(
     and the range were found. Settings that are ``given`` override those of the ``.yaml`` next to the file ("sidecar"),
     and these the ``hyper_parameters`` in the file. Settings that contradict the weights fail when these are loaded.
     """
-    weights = _find(content, path)
+    weights = _network_tensors(content, path)
     stored = content.get("hyper_parameters")
-    stored = vars(stored) if isinstance(stored, _Values) else stored if isinstance(stored, dict) else {}
+    stored = vars(stored) if isinstance(stored, _Attributes) else stored if isinstance(stored, dict) else {}
     stored = {n: v.item() if isinstance(v, np.generic) else v for n, v in stored.items() if n in (*_SETTINGS, RANGE)}
     sources = {"hyper_parameters": stored, "sidecar": _read_sidecar(path), "given": given}
-    told = {name: (value, source) for source, settings in sources.items() for name, value in settings.items()}
+    settings = {name: (value, source) for source, values in sources.items() for name, value in values.items()}
     # a value of None leaves a setting to the weights, and also overrides stored settings
-    told = {name: (value, source) for name, (value, source) in told.items() if value is not None}
-    limits, range_from = told.pop(RANGE, (None, "assumed"))
-    facts, inputs = _facts(weights, path)
-    if told.keys().isdisjoint(("levels", "log1p")):
-        facts |= _anchor(facts["dim"], inputs, facts["channels"])
-    told = {name: (fact, "weights") for name, fact in facts.items()} | told
+    settings = {name: (value, source) for name, (value, source) in settings.items() if value is not None}
+    limits, range_from = settings.pop(RANGE, (None, "assumed"))
+    facts, inputs = _settings_from_shapes(weights, path)
+    if settings.keys().isdisjoint(("levels", "log1p")):
+        facts |= _anchor_settings(facts["dim"], inputs, facts["channels"])
+    settings = {name: (fact, "weights") for name, fact in facts.items()} | settings
     if "anchor" not in facts:
         original = list(weights)[:2] == ["conv_final.weight", "conv_final.bias"]
-        _settle_encoding(told, inputs // facts["channels"], original, path)
-    config = network_config({name: value for name, (value, _) in told.items()}, path)
-    found = {name: told[name][1] if name in told else "default" for name in _SETTINGS}
-    return weights, config, ORIGINAL_RANGE_DB if limits is None else _range(limits, path), found, range_from
+        _fill_in_encoding(settings, inputs // facts["channels"], original, path)
+    config = network_config({name: value for name, (value, _) in settings.items()}, path)
+    settings_from = {name: settings[name][1] if name in settings else "default" for name in _SETTINGS}
+    trained_range = ORIGINAL_RANGE_DB if limits is None else _trained_range(limits, path)
+    return weights, config, trained_range, settings_from, range_from
 
 
 def network_config(values: Any, path: Path) -> NetworkConfig:
@@ -142,7 +142,7 @@ def network_config(values: Any, path: Path) -> NetworkConfig:
         raise CheckpointError(f"{path} does not describe a GAP network: {error}") from None
 
 
-def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
+def _network_tensors(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of the network, which may be in a nested dictionary, with a prefix such as ``model.``."""
     groups = [content, *(value for value in content.values() if isinstance(value, dict))]
     keys = [(group, key) for group in groups for key in group if isinstance(key, str)]
@@ -150,34 +150,34 @@ def _find(content: Mapping[Any, Any], path: Path) -> dict[str, torch.Tensor]:
     if not found:
         raise _no_network(path, f"no {_LAST}")
     if len(found) > 1:
-        names = f"{path} holds {len(found)} networks (under {', '.join(repr(prefix) for _, prefix in found)})"
-        raise CheckpointError(f"{names}; expected one: save the state_dict() of the one to use")
+        problem = f"{path} holds {len(found)} networks (under {', '.join(repr(prefix) for _, prefix in found)})"
+        raise CheckpointError(f"{problem}; expected one: save the state_dict() of the network to use")
     [(group, prefix)] = found
-    own = {k.removeprefix(prefix): v for k, v in group.items() if isinstance(k, str) and k.startswith(prefix)}
-    if not all(isinstance(value, torch.Tensor) for value in own.values()) or own[_LAST].ndim not in (4, 5):
-        raise _no_network(path, f"{prefix}{_LAST} is not a kernel, or stands among other things than tensors")
-    return own
+    tensors = {k.removeprefix(prefix): v for k, v in group.items() if isinstance(k, str) and k.startswith(prefix)}
+    if not all(isinstance(value, torch.Tensor) for value in tensors.values()) or tensors[_LAST].ndim not in (4, 5):
+        raise _no_network(path, f"{prefix}{_LAST} is not a kernel, or is stored with objects that are not tensors")
+    return tensors
 
 
-def _no_network(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} holds no GAP network ({why}); expected a GAP checkpoint or state_dict")
+def _no_network(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} holds no GAP network ({reason}); expected a GAP checkpoint or state_dict")
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     """Return the settings in the yaml next to the weights; empty if there is none, or it has other contents."""
-    beside = path.with_suffix(".yaml")
-    if beside == path or not beside.is_file():
+    sidecar = path.with_suffix(".yaml")
+    if sidecar == path or not sidecar.is_file():
         return {}
     try:
-        values = read_yaml(beside)
+        values = read_yaml(sidecar)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     # a model card may have the same name
     return values if any(name in values for name in (*_SETTINGS, RANGE)) else {}
 
 
-def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
-    """Return the settings of a plain network that follow from its shapes, and the number of inputs of its first level."""
+def _settings_from_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, Any], int]:
+    """Return the settings of a plain network that follow from its shapes, and the input channels of its first level."""
     depth = 1
     while f"down_convs.{depth}.conv1.weight" in weights:
         depth += 1
@@ -199,10 +199,10 @@ def _facts(weights: Mapping[str, torch.Tensor], path: Path) -> tuple[dict[str, A
     except KeyError as missing:
         raise _no_network(path, f"no {missing.args[0]}") from None
     except (IndexError, ValueError):
-        raise _no_network(path, "its convolutions have other shapes") from None
+        raise _no_network(path, "its convolutions have unexpected shapes") from None
 
 
-def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
+def _anchor_settings(dim: int, inputs: int, answers: int) -> dict[str, Any]:
     """Return the settings of the anchored network with these numbers of inputs and answers; empty if there is none."""
     for version in (1, 3, 2):  # in 2D, versions 2 and 3 are the same
         anchor = Anchor(dim, version)
@@ -212,24 +212,24 @@ def _anchor(dim: int, inputs: int, answers: int) -> dict[str, Any]:
     return {}
 
 
-def _settle_encoding(told: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
+def _fill_in_encoding(settings: dict[str, tuple[Any, str]], inputs: int, original: bool, path: Path) -> None:
     """Fill in ``levels`` and ``log1p``, of which the weights determine only the sum; the original has no logarithm."""
-    if "log1p" not in told and "levels" not in told and not original:
+    if settings.keys().isdisjoint(("levels", "log1p")) and not original:
         raise CheckpointError(
-            f"{path} does not tell its levels: its {inputs} encodings per channel are {inputs} sines (original GAP) or "
+            f"the encoding of {path} is ambiguous: {inputs} inputs per channel are {inputs} sines (original GAP) or "
             f"{inputs - 1} sines and a logarithm (gap-bioimage); write `log1p: false` or `log1p: true` into "
-            f"{path.with_suffix('.yaml').name} beside it, or give hyper_parameters in Python"
+            f"{path.with_suffix('.yaml').name} next to it, or give hyper_parameters in Python"
         )
-    log1p = told.setdefault("log1p", (False, "weights"))[0] is True
-    told.setdefault("levels", (inputs - log1p, "weights"))
+    log1p = settings.setdefault("log1p", (False, "weights"))[0] is True
+    settings.setdefault("levels", (inputs - log1p, "weights"))
 
 
-def _range(limits: Any, path: Path) -> tuple[float, float]:
+def _trained_range(limits: Any, path: Path) -> tuple[float, float]:
     try:
         low, high = (float(limit) for limit in limits)
-        if math.isfinite(low) and math.isfinite(high) and low < high:
+        if np.isfinite((low, high)).all() and low < high:
             return low, high
     except (TypeError, ValueError):
         pass
-    told = f"{RANGE} of {path} is given as {limits!r}"
-    raise CheckpointError(f"{told}, expected the darkest and the brightest input in dB: [-40, 10]")
+    problem = f"{RANGE} of {path} is given as {limits!r}"
+    raise CheckpointError(f"{problem}, expected the darkest and the brightest input in dB: [-40, 10]")

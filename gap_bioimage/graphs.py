@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.filters import kept_matrices
+from gap_bioimage.filters import cached_matrices
 from gap_bioimage.network import ConvBlock, UNet
 
 CHANNELS_LAST: dict[int, Any] = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -25,43 +25,43 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Any], most: float = float("inf")) -> None:
         self.function, self.most = function, most
-        self._seen: set[tuple[torch.Size, ...]] = set()
+        self._called: set[tuple[torch.Size, ...]] = set()
         self._recorded: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Any, list[Tensor]]] = {}
         self._memory: Any = None
 
-    def __call__(self, *given: Tensor) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         """Return the result of the function."""
-        if not given[0].is_cuda or sum(tensor.numel() for tensor in given) > self.most:
-            return self.function(*given)
-        shapes = tuple(tensor.shape for tensor in given)
+        if not inputs[0].is_cuda or sum(tensor.numel() for tensor in inputs) > self.most:
+            return self.function(*inputs)
+        shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._recorded:
-            if shapes not in self._seen or len(self._recorded) >= _MOST_SHAPES:
-                self._seen.add(shapes)
-                return self.function(*given)
-            self._recorded[shapes] = self._record(given)
-        graph, places, result, _ = self._recorded[shapes]
-        torch._foreach_copy_(places, given)
+            if shapes not in self._called or len(self._recorded) >= _MOST_SHAPES:
+                self._called.add(shapes)
+                return self.function(*inputs)
+            self._recorded[shapes] = self._record(inputs)
+        graph, static_inputs, result, _ = self._recorded[shapes]
+        torch._foreach_copy_(static_inputs, inputs)
         graph.replay()
         return result
 
-    def _record(self, given: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any, list[Tensor]]:
-        places, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
+    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any, list[Tensor]]:
+        static_inputs, graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         # other threads may continue to use the device
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"):
-            result = self.function(*places)
-        return graph, places, result, kept_matrices()
+            result = self.function(*static_inputs)
+        return graph, static_inputs, result, cached_matrices()
 
 
 def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
     """Record forward and backward pass for batches of this shape; return tensors to keep alive with the network."""
-    kind, mixed = photons.device.type, torch.is_autocast_enabled(photons.device.type)
+    kind = photons.device.type
     # cached casts would be missing from the recording
     uncached: Any = torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
-    with uncached if mixed else contextlib.nullcontext():
+    with uncached if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
         torch.cuda.make_graphed_callables(network, (photons.clone(),))
-    return kept_matrices()
+    return cached_matrices()
 
 
 def quick(network: UNet, bf16: bool) -> UNet:
@@ -70,8 +70,8 @@ def quick(network: UNet, bf16: bool) -> UNet:
     if not (bf16 or weight.is_cuda):
         return network
     network = copy.deepcopy(network)
-    acceptable = torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(weight)  # type: ignore[no-untyped-call]
-    if acceptable and has_bf16(weight.device):
+    with_cudnn = torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(weight)  # type: ignore[no-untyped-call]
+    if with_cudnn and has_bf16(weight.device):
         for block in network.modules():
             if isinstance(block, ConvBlock):
                 # tensor cores need multiples of 8 channels, or the first convolution takes as long as five others
@@ -89,9 +89,9 @@ def has_bf16(device: torch.device) -> bool:
 def _convolve(block: ConvBlock, x: Tensor) -> Tensor:
     first, second, third = block.conv1, block.conv2, block.conv3
     shortcut = first(_more_channels(x, first.weight.shape[1] - x.shape[1]))
-    kept = second.stride, second.padding, second.dilation, 1
-    x = torch.cudnn_convolution_relu(shortcut, second.weight, second.bias, *kept)
-    return torch.cudnn_convolution_add_relu(x, third.weight, shortcut, 1.0, third.bias, *kept)
+    arguments = second.stride, second.padding, second.dilation, 1
+    x = torch.cudnn_convolution_relu(shortcut, second.weight, second.bias, *arguments)
+    return torch.cudnn_convolution_add_relu(x, third.weight, shortcut, 1.0, third.bias, *arguments)
 
 
 def _more_channels(x: Tensor, count: int) -> Tensor:

@@ -23,10 +23,10 @@ CAMERA_FILE = "camera.yaml"
 """The camera in a run folder, next to its maps."""
 CameraLike = Detector | Camera | str | Path | None
 """A camera, its yaml file, "model" for the camera of the model's training, or None if images are counts."""
-_OF_THE_MODULE = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()
+_MODULE_ARGUMENTS = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()
 """Arguments of the modules in exported zips that are not those of the network."""
 _AVERAGE = "average.module."  # averaged weights, stored in addition to the last ones
-_ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
+_KINDS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Model:
     def kind(self) -> str:
         """A short description, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
         config, stages = self.config, self.config.z_conv_stage
-        words = [_ORIGINS.get(self.origin, self.origin), f"{config.dim}D"]
+        words = [_KINDS.get(self.origin, self.origin), f"{config.dim}D"]
         if config.channels > 1:
             words.append("RGB" if config.channels == 3 else f"{config.channels} channels")
         if stages is not None and stages < config.depth:
@@ -130,55 +130,54 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
     """
     path, origin = pretrained.find(path), "checkpoint"
     if path.is_dir():
-        kept = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
-        if not kept:
+        checkpoints = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
+        if not checkpoints:
             raise CheckpointError(f"{path} is a folder without best.ckpt or last.ckpt; expected a training run")
-        path, origin = kept[0], "run"
+        path, origin = checkpoints[0], "run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a run folder, a checkpoint or a model zip")
     model = _from_zip(path) if _is_bioimageio_zip(path) else _from_file(path, origin, hyper_parameters or {})
     if hyper_parameters and model.history.settings_from is None:
-        told = f"hyper_parameters are for weights that do not describe themselves, {path} does"
-        raise CheckpointError(f"{told}; leave them out")
+        raise CheckpointError(f"hyper_parameters are for third-party weights, {path} has its own; leave them out")
     return model
 
 
 def check_model(model: Any) -> None:
     """Refuse anything that is not a ``Model``, such as its path."""
     if not isinstance(model, Model):
-        told = f"the model is of type {type(model).__name__}, expected a Model"
-        raise ConfigError(f"{told}; give what train or load_model({str(model)[:80]!r}) returns")
+        problem = f"the model is of type {type(model).__name__}, expected a Model"
+        raise ConfigError(f"{problem}; give the result of train or load_model({str(model)[:80]!r})")
 
 
 def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> Model:
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
     if CHECKPOINT_KEY in content:
         return _from_checkpoint(content, path, origin)
-    weights, config, limits, *sources = describe(content, path, hyper_parameters)
-    counted = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
+    weights, config, trained_range, *sources = describe(content, path, hyper_parameters)
+    progress = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
     lightning = isinstance(content.get("state_dict"), dict) and not config.log1p
     origin = "original GAP checkpoint" if lightning else "state_dict"
-    history = History(*sources, *counted)  # type: ignore[arg-type]
-    return Model(_network(config, weights, path), config, limits, history=history, source=path, origin=origin)
+    history = History(*sources, *progress)  # type: ignore[arg-type]
+    return Model(_network(config, weights, path), config, trained_range, history=history, source=path, origin=origin)
 
 
 def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
-    ours, weights = content[CHECKPOINT_KEY], content.get("state_dict")
+    section, weights = content[CHECKPOINT_KEY], content.get("state_dict")
     if not isinstance(weights, dict) or not any(str(key).endswith("conv_final.weight") for key in weights):
         raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
     try:
-        settings, (low, high), metrics = ours["config"], ours["trained_range_db"], ours["metrics"]
-        described, thinning = settings["network"], settings.get("thinning") or {}
+        settings, (low, high), metrics = section["config"], section["trained_range_db"], section["metrics"]
+        architecture, thinning = settings["network"], settings.get("thinning") or {}
         losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
         steps = metrics[-1].get("step") if metrics else None
-        lowest, init, training = min(losses, default=None), ours.get("init"), settings.get("train")
+        lowest, init, training = min(losses, default=None), section.get("init"), settings.get("train")
         n_frames = thinning.get("ceiling")
         history = History(steps=steps, validation_loss=lowest, init=init, training=training, thinning=thinning)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
-    beside = path.parent / CAMERA_FILE
-    camera = read_camera(beside) if origin == "run" and beside.is_file() else _camera(settings.get("camera"), path)
-    config, averaged = network_config(described, path), any(key.startswith(_AVERAGE) for key in weights)
+        raise CheckpointError(f"the section gap_bioimage of {path} is invalid; train or copy the model again") from None
+    file = path.parent / CAMERA_FILE
+    camera = read_camera(file) if origin == "run" and file.is_file() else _camera(settings.get("camera"), path)
+    config, averaged = network_config(architecture, path), any(key.startswith(_AVERAGE) for key in weights)
     network = _network(config, weights, path, _AVERAGE if averaged else "network.")
     return Model(network, config, (low, high), camera, n_frames, history, path, origin)
 
@@ -188,32 +187,32 @@ def _from_zip(path: Path) -> Model:
     with zipfile.ZipFile(path) as archive:
         try:
             rdf = yaml.safe_load(archive.read("rdf.yaml"))
-            ours, entry = rdf["config"][CHECKPOINT_KEY], rdf["weights"]["pytorch_state_dict"]
+            section, entry = rdf["config"][CHECKPOINT_KEY], rdf["weights"]["pytorch_state_dict"]
             # if postprocessing does the sampling, the weights of the zip only copy photons
-            sampler = ours.get("sampler") or {**entry["architecture"], "source": entry["source"]}
-            arguments = {k: v for k, v in sampler["kwargs"].items() if k not in _OF_THE_MODULE}
-            low, high = ours["trained_range_db"]
-            weights = read_weights(io.BytesIO(archive.read(sampler["source"])), str(path))
+            module = section.get("sampler") or {**entry["architecture"], "source": entry["source"]}
+            arguments = {k: v for k, v in module["kwargs"].items() if k not in _MODULE_ARGUMENTS}
+            low, high = section["trained_range_db"]
+            weights = read_weights(io.BytesIO(archive.read(module["source"])), str(path))
         except CheckpointError:
             raise
         except (zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: an encrypted zip
             raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
         except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            told = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage"
-            raise CheckpointError(f"{told} and pytorch_state_dict weights in its rdf.yaml") from None
-    config, camera = network_config(arguments, path), _camera(ours.get("camera"), path)
+            problem = f"{path} is a bioimage.io zip that gap-bioimage did not export; expected config.gap_bioimage"
+            raise CheckpointError(f"{problem} and pytorch_state_dict weights in its rdf.yaml") from None
+    config, camera = network_config(arguments, path), _camera(section.get("camera"), path)
     network = _network(config, weights, path, "network.")
-    return Model(network, config, (low, high), camera, ours.get("ceiling"), source=path, origin="bioimage.io zip")
+    return Model(network, config, (low, high), camera, section.get("ceiling"), source=path, origin="bioimage.io zip")
 
 
-def _camera(told: Any, path: Path) -> Detector | None:
+def _camera(stored: Any, path: Path) -> Detector | None:
     """Return the camera described in a file, without its maps; ignore values in zips that derive from its settings."""
-    if told is None:
+    if stored is None:
         return None
     try:
-        return Detector(Camera(**{name: told[name] for name in Camera.model_fields if name in told and name != "maps"}))
+        return Detector(Camera(**{k: stored[k] for k in Camera.model_fields if k in stored and k != "maps"}))
     except (ConfigError, TypeError):
-        raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
+        raise CheckpointError(f"the camera described in {path} is invalid; export or train the model again") from None
 
 
 def _network(config: NetworkConfig, weights: dict[str, Any], path: Path, prefix: str = "") -> UNet:

@@ -75,20 +75,20 @@ def simulate_truth(
     if scene not in _SCENES:
         raise ConfigError(f"scene is {scene!r}, expected {' or '.join(map(repr, _SCENES))}")
     step = np.array([PIXEL_UM[d] for d in dims])
-    image = _imaged(_SCENES[scene](pixels, step, np.random.default_rng((seed, 0))), step)
+    image = _through_microscope(_SCENES[scene](pixels, step, np.random.default_rng((seed, 0))), step)
     image /= image.mean()
-    both = zip(dims, pixels, strict=True)
-    coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in both}
+    sizes = zip(dims, pixels, strict=True)
+    coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in sizes}
     return xr.DataArray(image.astype(np.float32), dims=dims, coords=coords, name="rate")
 
 
 def _cells(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
     """Draw nuclei, cytoplasm, filaments and puncta."""
-    centers, radii = _place_nuclei(pixels, step, rng)
-    nuclei = _nuclei(pixels, step, centers, radii, rng)
-    cytoplasm = _cytoplasm(pixels, step, centers, radii)
+    centres, radii = _place_nuclei(pixels, step, rng)
+    nuclei = _nuclei(pixels, step, centres, radii, rng)
+    cytoplasm = _cytoplasm(pixels, step, centres, radii)
     scene: Image = nuclei + 0.08 * cytoplasm * (1 - np.minimum(nuclei, 1))
-    scene += _filaments(pixels, step, centers, radii, rng) * (nuclei < 0.1)
+    scene += _filaments(pixels, step, centres, radii, rng) * (nuclei < 0.1)
     scene += _puncta(pixels, step, cytoplasm * (nuclei < 0.1), rng)
     return scene
 
@@ -97,14 +97,14 @@ def _network(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> 
     """Draw filaments that start at random places, in bundles of eight."""
     size = np.array(pixels) * step
     bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
-    begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
-    return _filaments(pixels, step, begins, np.full(begins.shape, 2.0), rng)
+    starts = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
+    return _filaments(pixels, step, starts, np.full(starts.shape, 2.0), rng)
 
 
 _SCENES = {"cells": _cells, "filaments": _network}
 
 
-def _imaged(scene: Image, step: Image) -> Image:
+def _through_microscope(scene: Image, step: Image) -> Image:
     """Blur a scene with the point-spread function of the microscope, and add background."""
     scene = _blur(scene, _PSF_UM[-len(step) :] / step)
     peak = max(float(np.quantile(scene, 0.998)), 1e-6)
@@ -116,24 +116,24 @@ def _place_nuclei(pixels: tuple[int, ...], step: Image, rng: np.random.Generator
     """Draw centres and semi-axes, in micrometres, of nuclei that do not overlap."""
     size = np.array(pixels) * step
     radius = min(_NUCLEUS_UM, 0.3 * float(size[-2:].max()))
-    wanted = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
-    centers: list[Image] = []
+    n_nuclei = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
+    centres: list[Image] = []
     radii: list[Image] = []
-    for _ in range(40 * wanted):
-        if len(centers) == wanted:
+    for _ in range(40 * n_nuclei):
+        if len(centres) == n_nuclei:
             break
         r = radius * rng.uniform(0.75, 1.25, len(pixels))
         r[:-2] = np.minimum(r[:-2], 0.4 * size[:-2])  # a cell lies flat in a thin stack
-        center = rng.uniform(0, 1, len(pixels)) * size
-        center[:-2] = size[:-2] * rng.uniform(0.35, 0.65, len(pixels) - 2)
-        apart = 1.25 * np.array([max(r[-2:]) + max(other[-2:]) for other in radii])
-        if all(np.linalg.norm(center[-2:] - c[-2:]) > d for c, d in zip(centers, apart, strict=True)):
-            centers.append(center)
+        centre = rng.uniform(0, 1, len(pixels)) * size
+        centre[:-2] = size[:-2] * rng.uniform(0.35, 0.65, len(pixels) - 2)
+        spacing = 1.25 * np.array([max(r[-2:]) + max(other[-2:]) for other in radii])
+        if all(np.linalg.norm(centre[-2:] - c[-2:]) > d for c, d in zip(centres, spacing, strict=True)):
+            centres.append(centre)
             radii.append(r)
-    return np.array(centers), np.array(radii)
+    return np.array(centres), np.array(radii)
 
 
-def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
+def _nuclei(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, rng: np.random.Generator) -> Image:
     """Draw rounded bodies with chromatin, dark nucleoli and a wavy outline."""
     micron = 1 / step
     texture = 0.10 * _noise(pixels, 0.15 * micron, rng) + 0.20 * _noise(pixels, 0.45 * micron, rng)
@@ -141,43 +141,43 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, 
     nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
     out = np.zeros(pixels)
-    for window, distance, radius in _around(pixels, step, centers, radii, reach=1.5):
+    for window, distance, radius in _around(pixels, step, centres, radii, reach=1.5):
         # a sigmoid in micrometres gives all nuclei the same, fairly sharp edge
         body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
         out[window] = np.maximum(out[window], rng.uniform(0.45, 1.0) * body * chromatin[window])
     return out
 
 
-def _cytoplasm(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image) -> Image:
+def _cytoplasm(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image) -> Image:
     """Draw the soft glow around each nucleus."""
     out = np.zeros(pixels)
-    for window, distance, _ in _around(pixels, step, centers, radii, reach=3.0):
+    for window, distance, _ in _around(pixels, step, centres, radii, reach=3.0):
         out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
     return out
 
 
 def _around(
-    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, reach: float
+    pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, reach: float
 ) -> Iterator[tuple[tuple[slice, ...], Image, Image]]:
     """Yield for each nucleus the part of the image within ``reach`` radii, the distances there in radii, its radii."""
-    for center, radius in zip(centers, radii, strict=True):
-        low = np.floor((center - reach * radius) / step).astype(int).clip(0)
-        high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
+    for centre, radius in zip(centres, radii, strict=True):
+        low = np.floor((centre - reach * radius) / step).astype(int).clip(0)
+        high = np.minimum(np.ceil((centre + reach * radius) / step).astype(int) + 1, pixels)
         window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
-        along = zip(window, step, center, radius, strict=True)
-        axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in along]
+        per_axis = zip(window, step, centre, radius, strict=True)
+        axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in per_axis]
         squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
         if squares.size:
             yield window, np.sqrt(squares), radius
 
 
-def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
+def _filaments(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, rng: np.random.Generator) -> Image:
     """Draw smooth random walks, about a pixel wide, that start at the given ellipsoids."""
     dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
-    each, length = 8, int(4.5 * float(radii[:, -1].mean()) / stride)
-    owner = np.repeat(np.arange(len(centers)), each)
+    length = int(4.5 * float(radii[:, -1].mean()) / stride)
+    owner = np.repeat(np.arange(len(centres)), 8)
     angle = rng.uniform(0, 2 * np.pi, len(owner))
-    start = centers[owner].copy()
+    start = centres[owner].copy()
     start[:, -2:] += 0.9 * radii[owner][:, -2:] * np.stack([np.sin(angle), np.cos(angle)], 1)
     start[:, :-2] += 0.7 * radii[owner][:, :-2] * rng.uniform(-1, 1, (len(owner), dims - 2))
     turns = ndimage.gaussian_filter1d(rng.normal(0, 0.12, (len(owner), length)), 8, axis=1)
@@ -191,14 +191,14 @@ def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Imag
     return _splat(pixels, points.reshape(-1, dims) / step, line * fade.ravel())
 
 
-def _puncta(pixels: tuple[int, ...], step: Image, where: Image, rng: np.random.Generator) -> Image:
-    """Draw point sources in the cytoplasm, with widely varying brightness."""
-    weights = np.cumsum(where.ravel())
+def _puncta(pixels: tuple[int, ...], step: Image, density: Image, rng: np.random.Generator) -> Image:
+    """Draw point sources of a spatial density, with widely varying brightness."""
+    weights = np.cumsum(density.ravel())
     if weights[-1] <= 0:
         return np.zeros(pixels)
     count = round(0.6 * float(np.prod(np.array(pixels[-2:]) * step[-2:]) / 4))
     chosen = np.searchsorted(weights, rng.uniform(0, weights[-1], count))
-    corners = np.stack(np.unravel_index(chosen.clip(0, where.size - 1), pixels), 1)
+    corners = np.stack(np.unravel_index(chosen.clip(0, density.size - 1), pixels), 1)
     points = corners + rng.uniform(-0.5, 0.5, corners.shape)
     light = 5.0 if len(pixels) == 2 else 12.0
     return _splat(pixels, points, light * rng.lognormal(0, 0.35, count))
