@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from gap_bioimage.filters import Filters, curvatures, enlarged, padded, slopes, solved
+from gap_bioimage.filters import Filters, curvatures, pad_planes, slopes, solve_pixelwise, upsample_planes
 
 # sigma of the anchor's filters in px: in the plane, and along z
 _PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
@@ -115,38 +115,37 @@ class Anchor(Filters):
         start = 0.5 * (smoothed[:, self.base] + mixture)
         level = wide + self.floor
         terms = [photons - start]
-        own: List[float] = []
+        self_weight: List[float] = []
         one_photon: List[float] = []
         for k in range(len(self.fitted_scales) - 1):
             finer, coarser = self.fitted_scales[k], self.fitted_scales[k + 1]
             terms.append(smoothed[:, finer] - smoothed[:, coarser])
-            own.append(self.own[finer] - self.own[coarser])
-            one_photon.append(own[-1])
-        sure = torch.zeros_like(level)
+            self_weight.append(self.own[finer] - self.own[coarser])
+            one_photon.append(self_weight[-1])
+        certainty = torch.zeros_like(level)
         if self.steers:
-            directions, sure = self.steered(smoothed, level)
+            directions, certainty = self.steered(smoothed, level)
             for k in range(len(directions)):
                 terms.append(directions[k])
-                own.append(0.0)
+                self_weight.append(0.0)
                 one_photon.append(self.own[self.steered_scales[k][0]])
         parts, count = torch.stack(terms), len(terms) - 1
         products = self._products(parts * torch.rsqrt(level))
-        mean_level, share = self.smoothed(
-            [torch.cat([level, photons / level]).flatten(0, -4)], len(self.pools) - 1, False
-        )[0].chunk(2)
-        sparse = torch.square(self.few_photons / mean_level)
+        levels = torch.cat([level, photons / level]).flatten(0, -4)
+        mean_level, share = self.smooth_each([levels], len(self.pools) - 1, False)[0].chunk(2)
+        sparsity = torch.square(self.few_photons / mean_level)
         system = torch.cat([products[1:, 1:], products[1:, :1]], 1)
         for k in range(count):
-            hold = self.shrinkage * (1.0 + one_photon[k] * one_photon[k] * sparse)
-            system[k, k] = 1.001 * system[k, k] + hold.reshape(system.shape[2:])
-            system[k, count] -= (own[k] * share).reshape(system.shape[2:])
-        gains = torch.clamp(solved(system), -4.0, 4.0)
-        gains = enlarged(gains.flatten(0, -4), self.pools[-1], photons.shape[-2], photons.shape[-1])
+            ridge = self.shrinkage * (1.0 + one_photon[k] * one_photon[k] * sparsity)
+            system[k, k] = 1.001 * system[k, k] + ridge.reshape(system.shape[2:])
+            system[k, count] -= (self_weight[k] * share).reshape(system.shape[2:])
+        gains = torch.clamp(solve_pixelwise(system), -4.0, 4.0)
+        gains = upsample_planes(gains.flatten(0, -4), self.pools[-1], photons.shape[-2], photons.shape[-1])
         result, gains = start.clone(), gains.reshape(parts[1:].shape)
         for k in range(count):
             result.addcmul_(gains[k], parts[k + 1])
         # smooth scales may be far brighter than a dark gap: there the mixture is the better bound
-        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture)), sure
+        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture)), certainty
 
     def steered(self, smoothed: Tensor, level: Tensor) -> Tuple[List[Tensor], Tensor]:
         """Return curvatures across edges minus those along them, and the certainty of edge directions, 0 to 1.
@@ -161,21 +160,22 @@ class Anchor(Filters):
         """
         window, rate = 2 * self.n_scales, level.flatten(0, -4)
         maps: List[Tensor] = []
-        sure = rate
+        certainty = rate
         for edge in range(len(self.edges)):
             x, y = slopes(smoothed[:, self.edges[edge]].flatten(0, -4))
             over_rate = x / rate
             products = torch.cat([over_rate * x, torch.square(y) / rate, over_rate * y])
-            xx, yy, xy = self.smoothed([products], window, False)[0].chunk(3)
+            xx, yy, xy = self.smooth_each([products], window, False)[0].chunk(3)
             straight, diagonal = xx - yy, 2.0 * xy
-            found = torch.square(straight) + torch.square(diagonal) + 1e-12
-            share = torch.relu(1.0 - 12.0 * self.edge_noise[edge] / found) / (xx + yy + 1e-9)
+            strength = torch.square(straight) + torch.square(diagonal) + 1e-12
+            share = torch.relu(1.0 - 12.0 * self.edge_noise[edge] / strength) / (xx + yy + 1e-9)
             maps.append(share * straight)
             maps.append(share * diagonal)
             if edge == 0:
-                sure = share * torch.sqrt(found)
-        maps.append(sure)
-        directions = enlarged(torch.cat(maps), self.pools[window], level.shape[-2], level.shape[-1]).chunk(len(maps))
+                certainty = share * torch.sqrt(strength)
+        maps.append(certainty)
+        full_size = upsample_planes(torch.cat(maps), self.pools[window], level.shape[-2], level.shape[-1])
+        directions = full_size.chunk(len(maps))
         terms: List[Tensor] = []
         for k in range(len(self.steps)):
             scale, edge = self.steered_scales[k]
@@ -185,29 +185,25 @@ class Anchor(Filters):
         return terms, directions[-1].reshape(level.shape)
 
     def _products(self, maps: Tensor) -> Tensor:
-        """Average the products of any two maps (map, b, c, [z,] y, x) over the windows of the fit, at its resolution.
-
-        Return (map, map, b, c, [z,] y, x).
-        """
+        """Average products of all pairs of maps (map, b, ...) over the windows of the fit, as (map, map, b, ...)."""
         count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
-        maps = padded(maps, pool)
+        maps = pad_planes(maps, pool)
         rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
         shape = list(maps.shape)
         shape[-2], shape[-1] = rows, columns
         shape.insert(0, count)
         blocks = maps.reshape(count, -1, rows, pool, columns, pool).permute(1, 2, 4, 0, 3, 5)
-        pooled = self._times_themselves(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
+        pooled = self._gram_matrices(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
         pooled = pooled.reshape(-1, rows, columns, count * count).permute(3, 0, 1, 2).contiguous().reshape(shape)
-        return self.blurred(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
+        return self.smooth_pooled(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
 
-    def _times_themselves(self, blocks: Tensor) -> Tensor:
+    def _gram_matrices(self, blocks: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return torch.bmm(blocks, blocks.transpose(1, 2))
-        return self._exactly(blocks)
+        return self._gram_matrices_without_autocast(blocks)
 
     @torch.jit.unused
-    def _exactly(self, blocks: Tensor) -> Tensor:
-        """Multiply in float32, under autocast too."""
+    def _gram_matrices_without_autocast(self, blocks: Tensor) -> Tensor:
         with torch.autocast(blocks.device.type, enabled=False):
             return torch.bmm(blocks, blocks.transpose(1, 2))
 
@@ -219,25 +215,21 @@ class Anchor(Filters):
         are proportional to ``1 / (squared error)^2``, with sum 1.
         """
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
-        levels = self.smoothed([planes] * self.n_scales, 0)
-        differences: List[Tensor] = []
-        for scale in range(1, self.n_scales):
-            differences.append((levels[scale] - levels[min(scale - 1, 1)]).square_())
-        spreads = self.smoothed(differences, self.n_scales + 1)
+        levels = self.smooth_each([planes] * self.n_scales, 0)
+        differences = [(levels[k] - levels[min(k - 1, 1)]).square_() for k in range(1, self.n_scales)]
+        spreads = self.smooth_each(differences, self.n_scales + 1)
         errors: List[Tensor] = []
         bias_of_second = torch.zeros_like(planes)
         for scale in range(self.n_scales):
-            own = self.overlap[scale][scale]
-            error = own * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * own)
+            variance = self.overlap[scale][scale]
+            error = variance * (levels[min(scale + self.wider, self.n_scales - 1)] + 0.3 * variance)
             if scale > 0:
                 finer = min(scale - 1, 1)
-                noise = own + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
+                noise = variance + self.overlap[finer][finer] - 2.0 * self.overlap[finer][scale]
                 bias = spreads[scale - 1].sub_(levels[3 if scale == 1 else scale], alpha=noise).relu_()
-                error.add_(bias)
+                error.add_(bias).add_(bias_of_second)
                 if scale == 1:
                     bias_of_second = bias
-                else:
-                    error.add_(bias_of_second)
             errors.append(error.log_())
         smoothed, log_error = torch.stack(levels, 1), torch.stack(errors, 1)
         if self.dim == 3:
@@ -255,10 +247,10 @@ class Anchor(Filters):
         ]
         weight = torch.softmax(log_weight, 1)
         if self.fits:
-            fitted, sure = self.fitted(photons, smoothed, weight)
+            fitted, certainty = self.fitted(photons, smoothed, weight)
             features.append(torch.log(fitted + self.floor) - log_wide)
             if self.steers:
-                features.append(sure)
+                features.append(certainty)
             smoothed = torch.cat([smoothed, fitted.unsqueeze(1)], 1)
         return torch.cat(features, 1), smoothed, weight
 
@@ -276,7 +268,7 @@ class Anchor(Filters):
         # in the layout of the counts: products of different layouts take twice the time
         answer = torch.nan_to_num(answer.to(smoothed.dtype).contiguous(), 0.0, 0.0, 0.0)
         # 3 tanh(. / 3), in a third of the time
-        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0 * self._trust(smoothed))).mul(6.0).sub_(3.0)
+        bounded: Tensor = torch.sigmoid_(answer.mul_(2.0 / 3.0 * self._damping(smoothed))).mul(6.0).sub_(3.0)
         bounded = bounded.unflatten(1, [self.n_answers, smoothed.shape[2]])  # type: ignore[no-untyped-call]
         scales = smoothed[:, : self.n_scales]
         changed = weight * torch.exp(bounded[:, 1 : self.n_scales + 1])
@@ -292,7 +284,7 @@ class Anchor(Filters):
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
 
-    def _trust(self, smoothed: Tensor) -> Tensor:
+    def _damping(self, smoothed: Tensor) -> Tensor:
         """Return a factor for the answer: less than 1 where the image is brighter than the whole training."""
         brightness = torch.mean(smoothed[:, self.n_scales - 2], 1, keepdim=True)
         if self.training:

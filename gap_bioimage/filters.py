@@ -32,12 +32,12 @@ def hot_pixels(photons: Tensor) -> Tensor:
     # the three brightest of two rows, of the four around a row, and of all five; then the same along columns
     above, below = padded.narrow(-2, 0, height + 3), padded.narrow(-2, 1, height + 3)
     pairs = [torch.maximum(above, below), torch.minimum(above, below), torch.zeros_like(above)]
-    around = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
+    four = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
     middle = padded.narrow(-2, 2, height)
-    columns = _brightest(around, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
+    columns = _brightest(four, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
     pairs = _brightest(_cut(columns, -1, 0, width + 3), _cut(columns, -1, 1, width + 3))
     sides = _brightest(_cut(pairs, -1, 0, width), _cut(pairs, -1, 3, width))
-    third = _brightest(sides, _cut(around, -1, 2, width))[2]
+    third = _brightest(sides, _cut(four, -1, 2, width))[2]
     rate = 4.0 * (third + 1.0)
     # 6.4 standard deviations, and 7 more for the longer tail of low counts
     return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
@@ -60,8 +60,8 @@ def without_hot_pixels(photons: Tensor) -> Tensor:
     hot = hot_pixels(photons)
     ones = [1.0, 1.0]
     cold = 1.0 - hot.to(photons.dtype)
-    seen = blur(blur(photons * cold, ones, -1), ones, -2)
-    return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+    total, count = blur(blur(photons * cold, ones, -1), ones, -2), blur(blur(cold, ones, -1), ones, -2)
+    return torch.where(hot, total / torch.clamp(count, min=1.0), photons)
 
 
 def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
@@ -70,11 +70,11 @@ def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
     return torch.round(photons) if rounded else photons
 
 
-def seen_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
+def network_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
     """Return counts as networks see them: camera electrons that contain a ``shift`` get the noise of photons."""
     if shift > 0.0:
-        added = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
-        return like_photons(without_hot_pixels(photons), added)
+        shifts = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
+        return like_photons(without_hot_pixels(photons), shifts)
     return whole_counts(photons, rounded)
 
 
@@ -98,18 +98,18 @@ def like_photons(
     # sums over boxes: averages include zeros beyond the border, and the count of pixels is taken in the same way
     total = side * side * F.avg_pool2d(planes, side, 1, reach_px)
     count = side * side * F.avg_pool2d(torch.ones_like(planes[:, :1]), side, 1, reach_px)
-    around = (total - planes) / torch.clamp(count - 1.0, min=1.0)
-    around = torch.clamp(around, min=1e-3).reshape(values.shape)
-    mean = around + shift
+    signal = (total - planes) / torch.clamp(count - 1.0, min=1.0)
+    signal = torch.clamp(signal, min=1e-3).reshape(values.shape)
+    mean = signal + shift
     deviation = torch.sqrt(mean)
     z = torch.clamp((values - mean) / deviation, -4.0, 4.0)
-    skewness, kurtosis, square = around / (mean * deviation), around / (mean * mean), z * z
+    skewness, kurtosis, square = signal / (mean * deviation), signal / (mean * mean), z * z
     normal = z - skewness * (square - 1.0) / 6.0 - kurtosis * z * (square - 3.0) / 24.0
     normal = normal + skewness * skewness * z * (4.0 * square - 7.0) / 36.0
     square = normal * normal
-    moved = normal + (square - 1.0) / (6.0 * deviation) - normal * (square - 1.0) / (72.0 * mean)
-    moved = torch.where(shift > least_shift, values + deviation * (moved - z), torch.round(values))
-    return torch.clamp(moved, min=0.0)
+    quantile = normal + (square - 1.0) / (6.0 * deviation) - normal * (square - 1.0) / (72.0 * mean)
+    counts = torch.where(shift > least_shift, values + deviation * (quantile - z), torch.round(values))
+    return torch.clamp(counts, min=0.0)
 
 
 def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:
@@ -151,20 +151,20 @@ def curvatures(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return straight, diagonal.mul_(0.5)
 
 
-def padded(x: Tensor, factor: int) -> Tensor:
+def pad_planes(x: Tensor, factor: int) -> Tensor:
     """Pad planes with zeros at the bottom and on the right, to multiples of ``factor``."""
     below, right = (factor - x.shape[-2] % factor) % factor, (factor - x.shape[-1] % factor) % factor
     return torch.constant_pad_nd(x, [0, right, 0, below], 0.0) if below + right > 0 else x
 
 
-def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
+def upsample_planes(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     """Upsample planes linearly by ``factor``, and crop them to ``height`` and ``width``."""
     size = [factor * x.shape[-2], factor * x.shape[-1]]
     x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
-def solved(system: Tensor) -> Tensor:
+def solve_pixelwise(system: Tensor) -> Tensor:
     """Solve positive definite systems (row, column, ...) pixel by pixel; the last column is the right-hand side."""
     size = len(system)
     for k in range(size):
@@ -199,25 +199,19 @@ class Filters(nn.Module):
     def smooth(self, x: Tensor, number: int, enlarge: bool = True) -> Tensor:
         """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters, normalised at the borders."""
         pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
-        x = self.blurred(self._pooled(x, number), number, height, width)
-        return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
+        x = self.smooth_pooled(self._pool(x, number), number, height, width)
+        return upsample_planes(x, pool, height, width) if enlarge and pool > 1 else x
 
-    def smoothed(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
+    def smooth_each(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
         """Smooth each image with a filter of its own; the filters are numbered from ``first`` on."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
                 return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
-        smoothed: list[Tensor] = []
-        for number in range(len(images)):
-            smoothed.append(self.smooth(images[number], first + number, enlarge))
-        return smoothed
+        return [self.smooth(images[number], first + number, enlarge) for number in range(len(images))]
 
     @torch.jit.unused
     def _by_matrices(self, x: Tensor, first: int, enlarge: bool) -> Tensor:
-        """Smooth images (filter, b, c or z, y, x) with one matrix product per axis.
-
-        On a GPU the launches of hundreds of small sums would take longer.
-        """
+        """Smooth images (filter, b, c or z, y, x) with one matrix product per axis: a GPU starts few kernels."""
         with torch.autocast(x.device.type, enabled=False):
             x = x @ self._matrices(first, x, -1, enlarge).unsqueeze(1)
             x = self._matrices(first, x, -2, enlarge).mT.unsqueeze(1) @ x
@@ -238,17 +232,15 @@ class Filters(nn.Module):
             _MATRICES[key] = torch.stack(matrices).reshape(count, 1, size, -1).to(x.device)
         return _MATRICES[key]
 
-    def _pooled(self, x: Tensor, number: int) -> Tensor:
+    def _pool(self, x: Tensor, number: int) -> Tensor:
         pool = self.pools[number]
-        if pool == 1:
-            return x
-        return F.avg_pool2d(padded(x, pool), [pool, pool])
+        return x if pool == 1 else F.avg_pool2d(pad_planes(x, pool), [pool, pool])
 
-    def blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
+    def smooth_pooled(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
         """Smooth pooled planes, whose size was ``height`` and ``width``, without enlarging them."""
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
-        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
-        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
+        rows = pool * self._pool(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
+        columns = pool * self._pool(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
         x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
             x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
@@ -264,5 +256,5 @@ def gaussian(sigma: float) -> list[float]:
     """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
     if sigma <= 0:
         return [1.0]
-    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
+    side = [math.exp(-0.5 * (distance / sigma) ** 2) for distance in range(math.ceil(2.5 * sigma) + 1)]
     return [value / (2.0 * sum(side) - side[0]) for value in side]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gap_bioimage.anchor import FIT_POOL, Anchor
-from gap_bioimage.filters import hot_pixels, seen_counts, without_hot_pixels
+from gap_bioimage.filters import hot_pixels, network_counts, without_hot_pixels
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
@@ -26,19 +26,14 @@ def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
 
     The sines are the original encoding. They are periodic; the logarithm distinguishes bright pixels.
     """
-    parts: List[Tensor] = []
-    for level in range(levels):
-        parts.append(torch.sin(photons * (10.0**-level)))
+    parts = [torch.sin(photons * (10.0**-level)) for level in range(levels)]
     if log1p:
         parts.append(torch.log1p(photons))
     return torch.cat(parts, 1)
 
 
 def pad_to_multiple(x: Tensor, step: List[int]) -> Tensor:
-    """Extend each spatial axis at its end to a multiple of ``step``, by mirroring.
-
-    Unlike the reflection of ``torch.nn.functional.pad``, this works for every size, down to one pixel.
-    """
+    """Extend each spatial axis at its end to a multiple of ``step`` by mirroring; works down to one pixel."""
     for axis in range(len(step)):
         size = x.shape[axis + 2]
         extra = (step[axis] - size % step[axis]) % step[axis]
@@ -68,17 +63,16 @@ def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Te
     # a constant cancels in the ratio; subtracting the maximum prevents overflow of exp
     weight = torch.exp(torch.clamp(log_rate - torch.amax(log_rate, dims, keepdim=True), min=-80.0))
     cold = 1.0 - hot_pixels(photons).to(weight.dtype)
-    seen = box_mean(torch.sum(photons * cold, 1, keepdim=True), box_px)
+    observed = box_mean(torch.sum(photons * cold, 1, keepdim=True), box_px)
     expected = torch.clamp(box_mean(torch.sum(weight * cold, 1, keepdim=True), box_px), min=1e-38)
-    # in this order: weight / expected is at most the size of the box, while seen / expected may overflow
-    return weight / expected * seen
+    # in this order: weight / expected is at most the size of the box, while observed / expected may overflow
+    return weight / expected * observed
 
 
 def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     """Turn the log-rates of whole images into expected photons: softmax times the photons of the input.
 
-    Source: arXiv 2307.06607, section 3. The softmax runs over the channels and pixels of each image, hot pixels
-    excluded.
+    Source: arXiv 2307.06607, section 3. The softmax runs over channels and pixels of each image, without hot pixels.
     """
     cold = (1.0 - hot_pixels(photons).double()).flatten(1)
     total = torch.sum(photons.flatten(1).double() * cold, 1, keepdim=True)
@@ -141,8 +135,7 @@ class DownConv(ConvBlock):
 class LinearUpsample(nn.Module):
     """Double the size of the pooled axes linearly.
 
-    ``nn.Upsample`` is not used: scripted by recent torch it refers to operators that older engines lack, even in
-    branches that never run.
+    Not ``nn.Upsample``: scripted by recent torch it names operators that older engines lack, even in unused branches.
     """
 
     def __init__(self, dim: int, along_z: bool) -> None:
@@ -259,13 +252,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_final.weight)
         nn.init.zeros_(self.conv_final.bias)
 
-    def fitting(self, photons: Tensor) -> Tensor:
+    def checked(self, photons: Tensor) -> Tensor:
         """Return counts in the dtype of the weights; raise ValueError if axes or channels do not fit the network."""
         if photons.dim() != self.dim + 2 or photons.shape[1] != self.channels:
             axes = "batch, channel, y, x" if self.dim == 2 else "batch, channel, z, y, x"
-            raise ValueError(
-                f"the input has the shape {photons.shape}, expected ({axes}) with {self.channels} channels"
-            )
+            raise ValueError(f"the input has shape {photons.shape}, expected ({axes}) with {self.channels} channels")
         return photons.to(self.conv_final.weight.dtype)
 
     def forward(self, photons: Tensor) -> Tensor:
@@ -299,8 +290,7 @@ class UNet(nn.Module):
     def rate(self, photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
         """Turn the result of ``forward`` for ``photons`` into expected counts per pixel, (b, c, [z,] y, x).
 
-        Anchored networks have their own scale. Plain ones conserve photons in an odd box, or in the whole image if
-        ``box_px`` is empty.
+        Anchored networks have a scale; plain ones conserve photons in an odd box (in the image if ``box_px`` is empty).
         """
         if self.anchored:
             return torch.exp(log_rate)
@@ -312,8 +302,8 @@ class UNet(nn.Module):
 class PhotonDenoiser(nn.Module):
     """The module of an exported model: counts in, denoised photons out.
 
-    See ``UNet.rate`` for ``box_px``, ``seen_counts`` for ``rounded`` and ``shift``, ``photons_of`` for ``background``
-    and ``ceiling``; ``network`` holds the arguments of ``UNet``.
+    See ``UNet.rate`` for ``box_px``, ``network_counts`` for ``rounded`` and ``shift``, ``photons_of`` for
+    ``background`` and ``ceiling``; ``network`` holds the arguments of ``UNet``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -332,7 +322,7 @@ class PhotonDenoiser(nn.Module):
 
     def forward(self, photons: Tensor) -> Tensor:
         """Return the expected photons per pixel for counts (b, c, [z,] y, x) of any dtype; same shape."""
-        photons = seen_counts(self.network.fitting(photons), self.rounded, self.shift)
+        photons = network_counts(self.network.checked(photons), self.rounded, self.shift)
         rate = self.network.rate(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
 

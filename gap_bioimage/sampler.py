@@ -18,7 +18,7 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.filters import seen_counts, whole_counts, without_hot_pixels
+from gap_bioimage.filters import network_counts, whole_counts, without_hot_pixels
 from gap_bioimage.network import UNet, box_mean, odd_box, photons_of
 
 GAIN = 100.0  # largest N / n_0: 20 dB omit 1 % of the variance of the posterior
@@ -130,9 +130,9 @@ def restore_variance(
     bound = torch.rsqrt(1.0 + p * n.unsqueeze(1))
     change = torch.clamp(torch.minimum(torch.maximum(change, -bound), bound) / cut, min=-1.0, max=1.0)
     box = odd_within(log_p, [fine_px] * (log_p.dim() - 2))
-    moved = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
-    there = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
-    change = change - (moved / torch.clamp(there, min=1e-300)).expand_as(log_p).flatten(1)
+    excess = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
+    total = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
+    change = change - (excess / torch.clamp(total, min=1e-300)).expand_as(log_p).flatten(1)
     change = change - torch.sum(p * change, 1, keepdim=True)
     return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
 
@@ -149,8 +149,8 @@ def equal_root_step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tenso
 
 def geometric_step(beta: float, stop: Tensor, n: Tensor) -> Tensor:
     """Return the paper's dn (b,), max(beta n, 1), until there are 99 % of ``stop`` photons; 0 from then on."""
-    wanted = torch.minimum(torch.clamp(beta * n, min=1.0), stop - n)
-    return torch.where(n < 0.99 * stop, wanted, torch.zeros_like(wanted))
+    dn = torch.minimum(torch.clamp(beta * n, min=1.0), stop - n)
+    return torch.where(n < 0.99 * stop, dn, torch.zeros_like(dn))
 
 
 def photon_budget(x: Tensor, gain: float, brightest: float, window_px: List[int], least_gain: float = 1.0) -> Tensor:
@@ -169,11 +169,7 @@ def brightest_mean(x: Tensor, window_px: List[int]) -> Tensor:
 
 def odd_within(x: Tensor, box_px: List[int]) -> List[int]:
     """Return a box of odd sizes that fits into the image."""
-    box: List[int] = []
-    for axis in range(len(box_px)):
-        size = x.shape[axis + 2]
-        box.append(min(box_px[axis], size - 1 + size % 2))
-    return box
+    return [min(box_px[axis], x.shape[axis + 2] - 1 + x.shape[axis + 2] % 2) for axis in range(len(box_px))]
 
 
 def total_photons(x: Tensor) -> Tensor:
@@ -222,12 +218,12 @@ class PosteriorSampler(Sampler):
         """Return expected photons in the observed exposure, (n_samples, b, c, [z,] y, x), for counts of any dtype."""
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
-        photons = self.network.fitting(photons)
+        photons = self.network.checked(photons)
         if self.shift > 0.0:
             photons = without_hot_pixels(photons)
         # keys depend on whole numbers, which are the same in every engine
         counts = without_hot_pixels(whole_counts(photons, self.rounded or self.shift > 0.0))
-        photons = without_hot_pixels(seen_counts(photons, self.rounded, self.shift))
+        photons = without_hot_pixels(network_counts(photons, self.rounded, self.shift))
         items: List[Tensor] = []
         # one by one: convolutions of a batch round differently, which may move a photon
         for item in range(photons.shape[0]):
@@ -236,9 +232,8 @@ class PosteriorSampler(Sampler):
             stop = photon_budget(observed, self.gain, self.brightest, self.window_px, self.least_gain)
             samples: List[Tensor] = []
             for number in range(n_samples):
-                keys = sample_keys(
-                    counts[item : item + 1], seed, torch.full([1], number, dtype=torch.long, device=photons.device)
-                )
+                index = torch.full([1], number, dtype=torch.long, device=photons.device)
+                keys = sample_keys(counts[item : item + 1], seed, index)
                 x, last, f = self.draw(observed, log_p, stop, keys, n_steps)
                 rate = self.network.rate(x, last, self.box_px) * f
                 samples.append(photons_of(in_exposure(rate, x, observed), self.background, self.ceiling))
@@ -322,8 +317,7 @@ def random_words(keys: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
 def mix(x: Tensor) -> Tensor:
     """Map 32-bit integers, held in int64, one to one to 32-bit integers that look random.
 
-    The constants were found by C. Wellons (hash-prospector, public domain); both are below 2^31, so products fit into
-    int64.
+    The constants of C. Wellons (hash-prospector, public domain) are below 2^31, so products fit into int64.
     """
     x = (torch.bitwise_xor(x, x >> 16) * 0x21F0AAAD) & 0xFFFFFFFF
     x = (torch.bitwise_xor(x, x >> 15) * 0x735A2D97) & 0xFFFFFFFF
