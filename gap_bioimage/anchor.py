@@ -1,6 +1,6 @@
 """The filter that an anchored network corrects: counts smoothed at several scales, and the error of each scale.
 
-Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
+It imports only torch and ``filters.py``, compiles with ``torch.jit.script``, and is part of every exported model.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
@@ -51,7 +51,7 @@ class Anchor(Filters):
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # average the squared bias
         self.n_scales = len(scales)
-        # the variance comes from an image this many scales coarser: a fine one may be 0 by chance, and its variance too
+        # the variance comes from an image this many scales coarser: it would be 0 where a fine one is 0 by chance
         self.wider = 2 if dim == 2 else 3
         for planar, along_z in scales + windows:
             self.add(planar, along_z, 1 if planar < 2.4 else 2 if planar < 7 else 4)
@@ -260,7 +260,7 @@ class Anchor(Filters):
         Returns ``log(sum_k w_k s_k + floor e) + r / 2``. The answer, (b, n_answers c, ...), holds r, one number per
         scale, and the logarithm of e, each bounded by 3, as ``3 tanh(. / 3)``: the result stays near the filter where
         the network is unreliable, such as far above its trained brightness. The weights w_k are those of the errors
-        times the exponential of the scale's number, with sum 1. Thanks to ``floor e`` an empty image has a rate, too.
+        times the exponential of the scale's number, with sum 1. ``floor e`` keeps the rate of empty images positive.
         From version 2 on, the fitted counts plus the network's change of the mixture replace the mixture, and r is
         multiplied by the relative standard error of the filter, at most 1/2.
         """

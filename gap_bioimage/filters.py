@@ -1,6 +1,6 @@
 """Filters normalised at image borders, hot pixels, and the transform that gives camera noise Poisson statistics.
 
-Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
+It imports only torch, compiles with ``torch.jit.script``, and is part of every exported model.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
@@ -119,9 +119,7 @@ def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:
     inexact in mixed precision and differ between engines.
     """
     half, size = len(kernel) - 1, x.shape[axis]
-    pad = [0, 0, 0, 0, 0, 0]
-    pad[-2 * axis - 2], pad[-2 * axis - 1] = half, half
-    padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
+    padded = torch.constant_pad_nd(x, [0, 0] * (-axis - 1) + [half, half], 0.0)
     total = x * kernel[0]
     for shift in range(1, half + 1):
         total.add_(padded.narrow(axis, half - shift, size), alpha=kernel[shift])

@@ -1,7 +1,7 @@
 """The GAP network: photon counts in, log-rates (or rates) out.
 
-Only torch is imported, and everything compiles with ``torch.jit.script``. Every exported model carries this file
-unchanged as its architecture source, so the code tested here is the code that runs in Fiji.
+Besides torch only ``anchor.py`` and ``filters.py`` are imported, and everything compiles with ``torch.jit.script``.
+Exported models carry the three files, joined, as their architecture source: the code tested here runs in Fiji.
 
 An anchored network (the default in training) corrects locally smoothed counts, so its rates are in photons of the
 input. The log-rates of a plain U-Net, such as the original, have an unknown additive constant per image.

@@ -30,8 +30,7 @@ WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}  # similar to training windows: brigh
 class Sampler(nn.Module):
     """The sampling loop, for any network or exact predictor of log-rates from counts (b, c, [z,] y, x); same shape.
 
-    ``beta`` 0 gives equal steps in 1 / sqrt(n); see ``photon_budget`` for ``brightest``, ``window_px`` and
-    ``least_gain``, ``restore_variance`` for ``cut``.
+    ``beta`` 0 gives equal steps in 1 / sqrt(n). See ``photon_budget`` and ``restore_variance`` for other arguments.
     """
 
     def __init__(
@@ -57,18 +56,18 @@ class Sampler(nn.Module):
         n = n_0 = total_photons(x)
         brightest = torch.clamp(self.least_gain * brightest_mean(x, self.window_px), min=self.brightest)
         k, f = torch.zeros_like(keys[:, 0]), torch.ones_like(log_p.flatten(1).double())
-        before, growth = log_p, torch.zeros_like(n)
+        previous, growth = log_p, torch.zeros_like(n)
         dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
         while bool(torch.any(active)):
             x = accumulate(x, log_p, dn, step_keys(keys, k), f)
             n_before, n = n, total_photons(x)
             # items that are finished no longer change, nor do their factors
             growth = torch.where(active, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
-            before = torch.where(active.reshape([-1] + [1] * (x.dim() - 1)), log_p, before)
+            previous = torch.where(active.reshape([-1] + [1] * (x.dim() - 1)), log_p, previous)
             k = k + active.long()
             log_p = self.network(x)
             if self.restored:
-                f = restore_variance(log_p, before, growth, n, step_keys(keys, k), self.cut)
+                f = restore_variance(log_p, previous, growth, n, step_keys(keys, k), self.cut)
             dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
         return x, log_p, f.float().reshape(x.shape)
 
@@ -76,15 +75,15 @@ class Sampler(nn.Module):
         self, x: Tensor, n_0: Tensor, n: Tensor, stop: Tensor, brightest: Tensor, k: Tensor, n_steps: int
     ) -> Tuple[Tensor, Tensor]:
         """Return dn (b,) by the schedule, within the trained range, and which items continue."""
-        room = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
-        limit = n * torch.clamp(room.double(), min=1.0)
+        headroom = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
+        limit = n * torch.clamp(headroom.double(), min=1.0)
         # an image without photons has no brightest window yet
-        nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
+        target = torch.where(n > 0, torch.minimum(stop, limit), stop)
         if self.beta > 0:
-            dn = geometric_step(self.beta, nearest, n)
+            dn = geometric_step(self.beta, target, n)
             return dn, dn > 0
-        dn = torch.minimum(equal_root_step(k, n_steps, n_0, stop, n), nearest - n)
-        active = (k < n_steps) & (n < 0.999 * nearest)
+        dn = torch.minimum(equal_root_step(k, n_steps, n_0, stop, n), target - n)
+        active = (k < n_steps) & (n < 0.999 * target)
         return torch.where(active, torch.clamp(dn, min=0.0), torch.zeros_like(dn)), active
 
 
@@ -114,15 +113,14 @@ def restore_variance(
     The first step has no predecessor: its g is 0, and f is 1.
 
     Bound and box are empirical. The rates of a network that is not an exact posterior mean also change for other
-    reasons, smoothly over many pixels. So the change of a pixel is bounded by the error that its own photons alone
-    leave, and is relative to its neighbours: the photons in an odd box of ``fine_px`` around it are conserved. Where
-    only its own photons determine the rate of a pixel, the bound clips normal changes at one standard deviation, which
-    leaves ``CUT`` of it. Where its neighbours contribute, P falls more slowly than 1 / n, and about as much is missing.
-    So changes are divided by ``cut``, which is 1 for plain networks: they change too much from pixel to pixel. Both
-    signs are treated equally, which preserves the mean.
+    reasons, smoothly over many pixels. So the change of a pixel is bounded by the error of its own photons alone, and
+    moves photons only within an odd box of ``fine_px``. Where only its own photons determine the rate of a pixel, the
+    bound clips normal changes at one standard deviation, which leaves ``CUT`` of it. Where its neighbours contribute, P
+    falls more slowly than 1 / n, and about as much is missing. So changes are divided by ``cut``, which is 1 for plain
+    networks: they change too much from pixel to pixel. Both signs are treated equally, which preserves the mean.
     """
-    after, before = log_p.flatten(1).double(), before.flatten(1).double()
-    after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
+    after = torch.log_softmax(log_p.flatten(1).double(), 1)
+    before = torch.log_softmax(before.flatten(1).double(), 1)
     strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
     sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
     change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
@@ -140,8 +138,7 @@ def restore_variance(
 def equal_root_step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
     """Return dn (b,) after which there are n_0 / (1 - (k + 1/2) / (K - 1/2) (1 - sqrt(n_0 / N)))^2 photons, float64.
 
-    Steps that are equal in 1 / sqrt(n) lose the least of the posterior variance. The first step is half as long, since
-    it restores nothing.
+    Equal steps in 1 / sqrt(n) lose the least posterior variance; the first is half as long, since it restores none.
     """
     done = (k.double() + 0.5) / (n_steps - 0.5) * (1.0 - torch.sqrt(n_0 / torch.clamp(stop, min=1.0)))
     return torch.clamp(n_0 / torch.square(torch.clamp(1.0 - done, min=1e-9)) - n, min=0.0)
@@ -158,8 +155,8 @@ def photon_budget(x: Tensor, gain: float, brightest: float, window_px: List[int]
 
     N is at least ``least_gain`` n_0, even beyond this trained range.
     """
-    room = brightest / torch.clamp(brightest_mean(x, window_px).double(), min=1e-12)
-    return total_photons(x) * torch.clamp(room, min=least_gain, max=gain)
+    headroom = brightest / torch.clamp(brightest_mean(x, window_px).double(), min=1e-12)
+    return total_photons(x) * torch.clamp(headroom, min=least_gain, max=gain)
 
 
 def brightest_mean(x: Tensor, window_px: List[int]) -> Tensor:

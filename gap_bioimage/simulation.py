@@ -141,7 +141,7 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, 
     nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
     out = np.zeros(pixels)
-    for window, distance, radius in _around(pixels, step, centres, radii, reach=1.5):
+    for window, distance, radius in _neighbourhoods(pixels, step, centres, radii, reach=1.5):
         # a sigmoid in micrometres gives all nuclei the same, fairly sharp edge
         body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
         out[window] = np.maximum(out[window], rng.uniform(0.45, 1.0) * body * chromatin[window])
@@ -151,12 +151,12 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, 
 def _cytoplasm(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image) -> Image:
     """Draw the soft glow around each nucleus."""
     out = np.zeros(pixels)
-    for window, distance, _ in _around(pixels, step, centres, radii, reach=3.0):
+    for window, distance, _ in _neighbourhoods(pixels, step, centres, radii, reach=3.0):
         out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
     return out
 
 
-def _around(
+def _neighbourhoods(
     pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, reach: float
 ) -> Iterator[tuple[tuple[slice, ...], Image, Image]]:
     """Yield for each nucleus the part of the image within ``reach`` radii, the distances there in radii, its radii."""
