@@ -125,9 +125,11 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool, name: str = "the image") -> None:
     """Refuse an image whose axes do not fit a 3D model, or a 2D one, which may process a stack plane by plane."""
-    problem = f"{name} has axes {' '.join(str(d) for d in photons.dims)} but the model is {dim}D, expected"
+    axes = f"{name} has axes {' '.join(str(d) for d in photons.dims)}"
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        raise AxesError(f"{problem} no z; give planes=True to treat the stack plane by plane, or use a 3D model")
+        problem = f"{axes} but the model is 2D, expected no z"
+        raise AxesError(f"{problem}; give planes=True to treat the stack plane by plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        raise AxesError(f"{problem} z; {time}use a 2D model, or name the axes if one of them is z")
+        problem = f"{axes} but the model is 3D, expected z"
+        raise AxesError(f"{problem}; {time}use a 2D model, or name the axes if one of them is z")

@@ -198,8 +198,9 @@ def _from_zip(path: Path) -> Model:
         except (zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: an encrypted zip
             raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
         except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            problem = f"{path} is a bioimage.io zip that gap-bioimage did not export; expected config.gap_bioimage"
-            raise CheckpointError(f"{problem} and pytorch_state_dict weights in its rdf.yaml") from None
+            problem = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported"
+            expected = "expected config.gap_bioimage and pytorch_state_dict weights in its rdf.yaml"
+            raise CheckpointError(f"{problem}; {expected}") from None
     config, camera = network_config(arguments, path), _camera(section.get("camera"), path)
     network = _network(config, weights, path, "network.")
     return Model(network, config, (low, high), camera, section.get("ceiling"), source=path, origin="bioimage.io zip")
