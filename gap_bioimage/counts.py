@@ -1,8 +1,7 @@
-"""Photon counts: thinning into independent parts, and whether an image holds counts and fits a model.
+"""Photon counts: thinning into independent parts, and checks whether an image holds counts and fits a model.
 
-If x ~ Poisson(s), then Binomial(x, p) and the remainder are independent Poisson variables with means
-p s and (1 - p) s: from noisy counts alone this makes the input and the target of training (Krull et al.,
-arXiv 2307.06607, section 3.2).
+If x ~ Poisson(s), then Binomial(x, p) and the remainder are independent Poisson variables with means p s and (1 - p) s.
+So noisy counts alone give the input and the target of training (Krull et al., arXiv 2307.06607, section 3.2).
 """
 
 import math
@@ -35,12 +34,12 @@ def pseudo_psnr_db(photons: xr.DataArray | NDArray[np.generic]) -> float:
 
 
 def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tuple[Image, Image]:
-    """Split counts at random: each photon goes to the first part with probability ``fraction``.
+    """Split counts at random: each photon goes into the first part with probability ``fraction``.
 
     Parameters
     ----------
     photons
-        Counts of any shape, of an integer dtype or whole numbers.
+        Counts of any shape; whole numbers of an integer or float dtype, or booleans.
     fraction
         Expected share of the first part, 0 to 1.
     seed
@@ -49,12 +48,14 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
     Returns
     -------
     kept, rest
-        Counts of the same type and shape; ``kept + rest`` is ``photons``.
+        Counts of the same dtype and shape; ``kept + rest`` equals ``photons``.
 
     Raises
     ------
-    NotPhotonCountsError, AxesError
-        If a value is negative, fractional, no number, or too large for its float type; if a Dataset is given.
+    NotPhotonCountsError
+        If a value is negative, fractional, not finite, masked, or too large for its float dtype.
+    AxesError
+        If ``photons`` is a Dataset.
     ValueError
         If ``fraction`` is outside 0..1.
     """
@@ -63,7 +64,7 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
     if isinstance(photons, Mapping):
         raise AxesError(f"the counts are a {type(photons).__name__}, expected one image; choose one by its name")
     if np.ma.is_masked(photons):
-        raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or cut them off")
+        raise NotPhotonCountsError("expected a count in each pixel, but some are masked; fill them, or crop the image")
     values = np.asarray(photons)
     counts = as_integers(values)
     part = np.asarray(np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction), counts.dtype)
@@ -74,7 +75,7 @@ def thin(photons: Image, fraction: float, seed: int | np.random.Generator) -> tu
 
 
 def as_integers(values: NDArray[np.generic]) -> Counts:
-    """View whole, non-negative numbers as integers."""
+    """Return whole, non-negative numbers as integers, without a copy if they are; refuse other values."""
     counts: Counts = values  # type: ignore[assignment]
     if values.dtype == bool:
         return values.astype(np.uint8)
@@ -87,8 +88,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
             raise NotPhotonCountsError("expected whole photon counts, but the values have fractions or are not finite")
         exact = 2 ** (np.finfo(values.dtype.name).nmant + 1)
         if (highest := int(counts.max(initial=0))) > exact:
-            told = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
-            raise NotPhotonCountsError(f"{told}; give integers")
+            problem = f"the largest value is {highest}, but {values.dtype} skips whole numbers above {exact}"
+            raise NotPhotonCountsError(f"{problem}; give integers")
     if counts.dtype == np.uint64 and (highest := int(counts.max(initial=0))) > np.iinfo(np.int64).max:
         raise NotPhotonCountsError(f"the largest value is {highest:.3g}, expected photon counts below 2**63")
     if counts.dtype.kind != "u" and counts.size and int(counts.min()) < 0:
@@ -99,8 +100,8 @@ def as_integers(values: NDArray[np.generic]) -> Counts:
 def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float = 1e-4) -> None:
     """Refuse values that cannot be photon counts, and warn of doubtful ones.
 
-    Whole numbers in floats and booleans are counts too; up to ``saturation`` of the pixels may be at the detector's
-    ceiling.
+    Booleans and whole numbers of a float dtype are counts, too. The fraction ``saturation`` of the pixels may be at the
+    ceiling of the detector.
     """
     from gap_bioimage.judging import judge_image
 
@@ -112,23 +113,23 @@ def check_photon_counts(photons: xr.DataArray, *, name: str, saturation: float =
 
 
 def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
-    """Refuse values that no counter returns; whether they come from photons is not asked."""
+    """Refuse values that are not whole, non-negative numbers, whether or not they are photons."""
     if not photons.size:
         raise NotPhotonCountsError(f"{name}: expected photon counts, but there are no pixels")
     try:
-        for part in photons.values if photons.ndim > 2 else [photons.values]:  # floats are copied
+        for part in photons.values if photons.ndim > 2 else [photons.values]:  # part by part: floats are copied
             as_integers(part)
     except NotPhotonCountsError as error:
         raise NotPhotonCountsError(f"{name}: {error}") from None
 
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool, name: str = "the image") -> None:
-    """Refuse an image whose axes do not fit a 2D model, which may see a stack plane by plane, or a 3D one."""
-    axes = " ".join(str(d) for d in photons.dims)
+    """Refuse an image whose axes do not fit a 3D model, or a 2D one, which may process a stack plane by plane."""
+    axes = f"{name} has axes {' '.join(str(d) for d in photons.dims)}"
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        told = f"{name} has axes {axes} but the model is 2D, expected no z"
-        raise AxesError(f"{told}; give planes=True to treat the stack plane by plane, or use a 3D model")
+        problem = f"{axes} but the model is 2D, expected no z"
+        raise AxesError(f"{problem}; give planes=True to treat the stack plane by plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        told = f"{name} has axes {axes} but the model is 3D, expected z"
-        raise AxesError(f"{told}; {time}use a 2D model, or name the axes if one of them is z")
+        problem = f"{axes} but the model is 3D, expected z"
+        raise AxesError(f"{problem}; {time}use a 2D model, or name the axes if one of them is z")

@@ -1,6 +1,6 @@
-"""Counts as networks know them: filters that know where an image ends, slopes, hot pixels, cameras' noise as photons'.
+"""Filters normalised at image borders, hot pixels, and the transform that gives camera noise Poisson statistics.
 
-Only torch is imported, and everything compiles with ``torch.jit.script``: the source is part of every exported model.
+It imports only torch, compiles with ``torch.jit.script``, and is part of every exported model.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
 """
 
@@ -11,40 +11,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST_SHIFT = 0.25
-"""Counts added to a camera's electrons, by a noise of 0.4, from which on their noise is made that of photons."""
+"""Shift of electrons (here for a noise of 0.4) above which camera noise is transformed to Poisson statistics."""
 AROUND_REACH_PX = 2
-"""How far neighbours may be that tell the mean around a camera's pixel."""
-_MATRIX_PX = 1024  # up to which side a GPU filters with matrices: on larger images launches do not matter
+"""Reach of the neighbourhood from which the mean at a camera pixel is estimated."""
+_MATRIX_PX = 1024  # largest side that a GPU filters with matrices; for larger images launch times do not matter
 _MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
-    """Find pixels that hold more than photons can bring where the neighbours are so dark.
+    """Find hot pixels: those that are brighter than photons can explain next to such dark neighbours.
 
-    Optics spread every spot over several pixels. A pixel is hot if even four times the rate of the third brightest of
-    the 24 pixels around it (one more photon than that one counted) gives such a count once in 10^10 pixels. None is
-    where a side has fewer than three pixels.
+    Optics spread every spot over several pixels. The rate is assumed to be at most four times that of the third
+    brightest of the 24 surrounding pixels (its count plus one). A pixel is hot if this rate gives such a count only
+    once in 10^10 pixels. Images with fewer than three pixels along y or x have none.
     """
     height, width = photons.shape[-2], photons.shape[-1]
     if height < 3 or width < 3:
         return torch.zeros_like(photons, dtype=torch.bool)
     padded = torch.constant_pad_nd(photons, [2, 2, 2, 2], 0.0)
-    # the brightest of two rows, of the four around a row, and of all five; then the same with columns
+    # the three brightest of two rows, of the four around a row, and of all five; then the same along columns
     above, below = padded.narrow(-2, 0, height + 3), padded.narrow(-2, 1, height + 3)
     pairs = [torch.maximum(above, below), torch.minimum(above, below), torch.zeros_like(above)]
-    around = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
+    four = _brightest(_cut(pairs, -2, 0, height), _cut(pairs, -2, 3, height))
     middle = padded.narrow(-2, 2, height)
-    columns = _brightest(around, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
+    columns = _brightest(four, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
     pairs = _brightest(_cut(columns, -1, 0, width + 3), _cut(columns, -1, 1, width + 3))
     sides = _brightest(_cut(pairs, -1, 0, width), _cut(pairs, -1, 3, width))
-    third = _brightest(sides, _cut(around, -1, 2, width))[2]
+    third = _brightest(sides, _cut(four, -1, 2, width))[2]
     rate = 4.0 * (third + 1.0)
-    # 6.4 standard deviations, and what the tail of few counts is longer
+    # 6.4 standard deviations, and 7 more for the longer tail of low counts
     return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
 
 
 def _brightest(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
-    """Merge the three brightest of some pixels, in order, with those of others."""
+    """Merge two sets of the three brightest pixels, each in descending order, into the three brightest of both."""
     second = torch.maximum(torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1]))
     third = torch.maximum(torch.minimum(one[0], other[1]), torch.minimum(one[1], other[0]))
     third = torch.maximum(third, torch.maximum(one[2], other[2]))
@@ -56,72 +56,70 @@ def _cut(images: list[Tensor], axis: int, start: int, size: int) -> list[Tensor]
 
 
 def without_hot_pixels(photons: Tensor) -> Tensor:
-    """Return counts in which hot pixels hold the mean of their neighbours, (b, c, [z,] y, x)."""
+    """Replace hot pixels by the mean of their neighbours, (b, c, [z,] y, x)."""
     hot = hot_pixels(photons)
     ones = [1.0, 1.0]
     cold = 1.0 - hot.to(photons.dtype)
-    seen = blur(blur(photons * cold, ones, -1), ones, -2)
-    return torch.where(hot, seen / torch.clamp(blur(blur(cold, ones, -1), ones, -2), min=1.0), photons)
+    total, count = blur(blur(photons * cold, ones, -1), ones, -2), blur(blur(cold, ones, -1), ones, -2)
+    return torch.where(hot, total / torch.clamp(count, min=1.0), photons)
 
 
 def whole_counts(photons: Tensor, rounded: bool) -> Tensor:
-    """Return counts that are not negative, and whole where they were computed from camera values."""
+    """Clip counts at zero, and round those that were computed from camera values."""
     photons = torch.clamp(photons, min=0.0)
     return torch.round(photons) if rounded else photons
 
 
-def seen_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
-    """Return counts as networks know them: of a camera's electrons with a ``shift`` those that are like photons."""
+def network_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
+    """Return counts as networks see them: camera electrons that contain a ``shift`` get the noise of photons."""
     if shift > 0.0:
-        added = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
-        return like_photons(without_hot_pixels(photons), added)
+        shifts = torch.full([1], shift, dtype=photons.dtype, device=photons.device)
+        return like_photons(without_hot_pixels(photons), shifts)
     return whole_counts(photons, rounded)
 
 
 def like_photons(
     values: Tensor, shift: Tensor, reach_px: int = AROUND_REACH_PX, least_shift: float = LEAST_SHIFT
 ) -> Tensor:
-    """Move values, (..., y, x), so that they are distributed as photons: as Poisson numbers of their mean.
+    """Transform camera values (..., y, x) to the distribution of photon counts: Poisson with the same mean.
 
-    ``values`` are electrons with ``shift`` added, of which one number or (y, x). They have as much variance as mean,
-    but no more skewness and kurtosis than their electrons. Halves of them would be uncorrelated, yet the target
-    would depend on the input's noise: by a quarter of its own noise at 3 counts per pixel, of which 2.6 were added.
-    Networks learn that, and copy it; and noise below zero that is cut there makes dark images brighter. So values are
-    made normal and then Poisson, both as Cornish and Fisher expand quantiles, around the mean that the neighbours show.
-    With little noise they are rounded: the expansions do not hold for so few counts, and rounding finds the electrons.
+    ``values`` are electrons plus ``shift``, one number or (y, x). Their variance equals their mean, but their skewness
+    and kurtosis are only those of the electrons. Thinned into halves they would be uncorrelated, yet the target would
+    depend on the noise of the input: by a quarter of its own noise at 3 counts per pixel, 2.6 of them added. Networks
+    learn to copy this noise, and clipping at zero makes dark images brighter. So values are transformed to a normal
+    and then to a Poisson distribution, both by Cornish-Fisher expansions around the mean of the neighbours. With
+    little noise they are rounded: the expansions do not hold for so few counts, and rounding recovers the electrons.
 
     Source: G. W. Hill and A. W. Davis, "Generalized asymptotic expansions of Cornish-Fisher type",
     Ann. Math. Statist. 39, 1264 (1968).
     """
     electrons, side = values - shift, 2 * reach_px + 1
     planes = electrons.reshape([1, -1, values.shape[-2], values.shape[-1]])
-    # averages into which zeros beyond the border go, as they do into those of ones
+    # sums over boxes: averages include zeros beyond the border, and the count of pixels is taken in the same way
     total = side * side * F.avg_pool2d(planes, side, 1, reach_px)
     count = side * side * F.avg_pool2d(torch.ones_like(planes[:, :1]), side, 1, reach_px)
-    around = (total - planes) / torch.clamp(count - 1.0, min=1.0)
-    around = torch.clamp(around, min=1e-3).reshape(values.shape)
-    mean = around + shift
+    signal = (total - planes) / torch.clamp(count - 1.0, min=1.0)
+    signal = torch.clamp(signal, min=1e-3).reshape(values.shape)
+    mean = signal + shift
     deviation = torch.sqrt(mean)
     z = torch.clamp((values - mean) / deviation, -4.0, 4.0)
-    skewness, kurtosis, square = around / (mean * deviation), around / (mean * mean), z * z
+    skewness, kurtosis, square = signal / (mean * deviation), signal / (mean * mean), z * z
     normal = z - skewness * (square - 1.0) / 6.0 - kurtosis * z * (square - 3.0) / 24.0
     normal = normal + skewness * skewness * z * (4.0 * square - 7.0) / 36.0
     square = normal * normal
-    moved = normal + (square - 1.0) / (6.0 * deviation) - normal * (square - 1.0) / (72.0 * mean)
-    moved = torch.where(shift > least_shift, values + deviation * (moved - z), torch.round(values))
-    return torch.clamp(moved, min=0.0)
+    quantile = normal + (square - 1.0) / (6.0 * deviation) - normal * (square - 1.0) / (72.0 * mean)
+    counts = torch.where(shift > least_shift, values + deviation * (quantile - z), torch.round(values))
+    return torch.clamp(counts, min=0.0)
 
 
 def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:
-    """Filter along the last (-1), last but one (-2) or third last axis; what lies outside counts as zero.
+    """Filter along axis -1, -2 or -3; pixels outside the image count as zero.
 
-    Sums of shifted images and not a convolution: exact in mixed precision, and alike in every engine. ``kernel`` is the
-    centre and one side of a symmetric filter.
+    ``kernel`` is the centre and one side of a symmetric filter. Shifted images are summed, since a convolution would be
+    inexact in mixed precision and differ between engines.
     """
     half, size = len(kernel) - 1, x.shape[axis]
-    pad = [0, 0, 0, 0, 0, 0]
-    pad[-2 * axis - 2], pad[-2 * axis - 1] = half, half
-    padded = torch.constant_pad_nd(x, pad[: -2 * axis], 0.0)
+    padded = torch.constant_pad_nd(x, [0, 0] * (-axis - 1) + [half, half], 0.0)
     total = x * kernel[0]
     for shift in range(1, half + 1):
         total.add_(padded.narrow(axis, half - shift, size), alpha=kernel[shift])
@@ -130,7 +128,7 @@ def blur(x: Tensor, kernel: list[float], axis: int) -> Tensor:
 
 
 def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return half the differences of neighbours along x and along y; a border's pixels are repeated beyond it."""
+    """Return central differences along x and along y; border pixels are repeated beyond the border."""
     height, width = x.shape[-2], x.shape[-1]
     padded = F.pad(x, [1, 1, 1, 1], "replicate")
     row, column = padded.narrow(-2, 1, height), padded.narrow(-1, 1, width)
@@ -139,7 +137,7 @@ def slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def curvatures(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Return ``x_xx - x_yy`` and ``2 x_xy``, second differences of pixels so many steps apart."""
+    """Return ``x_xx - x_yy`` and ``2 x_xy``, second differences of pixels ``step`` apart."""
     height, width = x.shape[-2], x.shape[-1]
     padded = F.pad(x, [step, step, step, step], "replicate")
     above, below = padded.narrow(-2, 0, height), padded.narrow(-2, 2 * step, height)
@@ -151,21 +149,21 @@ def curvatures(x: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return straight, diagonal.mul_(0.5)
 
 
-def padded(x: Tensor, factor: int) -> Tensor:
-    """Add zeros below and on the right of planes, up to whole multiples of a factor."""
+def pad_planes(x: Tensor, factor: int) -> Tensor:
+    """Pad planes with zeros at the bottom and on the right, to multiples of ``factor``."""
     below, right = (factor - x.shape[-2] % factor) % factor, (factor - x.shape[-1] % factor) % factor
     return torch.constant_pad_nd(x, [0, right, 0, below], 0.0) if below + right > 0 else x
 
 
-def enlarged(x: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """Enlarge planes linearly, and cut them to a size."""
+def upsample_planes(x: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Upsample planes linearly by ``factor``, and crop them to ``height`` and ``width``."""
     size = [factor * x.shape[-2], factor * x.shape[-1]]
     x = torch._C._nn.upsample_bilinear2d(x, size, False)  # type: ignore[call-arg]
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
-def solved(system: Tensor) -> Tensor:
-    """Solve positive definite equations pixel by pixel; (row, column, ...), the last column is the right side."""
+def solve_pixelwise(system: Tensor) -> Tensor:
+    """Solve positive definite systems (row, column, ...) pixel by pixel; the last column is the right-hand side."""
     size = len(system)
     for k in range(size):
         row = system[k] / torch.clamp(system[k, k], min=1e-12)
@@ -175,7 +173,7 @@ def solved(system: Tensor) -> Tensor:
 
 
 class Filters(nn.Module):
-    """Gaussian filters that are known by their numbers, in the order in which they are added."""
+    """Gaussian filters, numbered in the order in which they are added."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -185,39 +183,33 @@ class Filters(nn.Module):
         self.z_kernels: list[list[float]] = []
 
     def add(self, planar: float, along_z: float, pool: int) -> None:
-        """Add a filter of so many pixels sigma, that works on planes pooled by a factor."""
+        """Add a filter, given by its sigma in px in the plane and along z, for planes pooled by ``pool``."""
         self.pools.append(pool)
-        # pooling and linear interpolation blur by themselves
+        # pooling and linear interpolation contribute to the blur
         self.kernels.append(gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
         self.z_kernels.append(gaussian(along_z))
 
     def filter_reach_px(self, number: int) -> int:
-        """Return how far a filter looks in the plane."""
+        """Return the reach of a filter in the plane."""
         pool, half = self.pools[number], len(self.kernels[number]) - 1
         return half if pool == 1 else (half + 2) * pool - 1
 
     def smooth(self, x: Tensor, number: int, enlarge: bool = True) -> Tensor:
-        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters; averages of what is there at borders."""
+        """Smooth images (b, c, y, x) or (b, z, y, x) with one of the filters, normalised at the borders."""
         pool, height, width = self.pools[number], x.shape[-2], x.shape[-1]
-        x = self.blurred(self._pooled(x, number), number, height, width)
-        return enlarged(x, pool, height, width) if enlarge and pool > 1 else x
+        x = self.smooth_pooled(self._pool(x, number), number, height, width)
+        return upsample_planes(x, pool, height, width) if enlarge and pool > 1 else x
 
-    def smoothed(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
-        """Smooth each image with a filter of its own, from the first on."""
+    def smooth_each(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
+        """Smooth each image with a filter of its own; the filters are numbered from ``first`` on."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
                 return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
-        smoothed: list[Tensor] = []
-        for number in range(len(images)):
-            smoothed.append(self.smooth(images[number], first + number, enlarge))
-        return smoothed
+        return [self.smooth(images[number], first + number, enlarge) for number in range(len(images))]
 
     @torch.jit.unused
     def _by_matrices(self, x: Tensor, first: int, enlarge: bool) -> Tensor:
-        """Smooth images (filter, b, c or z, y, x), with one product per axis.
-
-        On a GPU hundreds of small sums would each wait for their launch.
-        """
+        """Smooth images (filter, b, c or z, y, x) with one matrix product per axis: a GPU starts few kernels."""
         with torch.autocast(x.device.type, enabled=False):
             x = x @ self._matrices(first, x, -1, enlarge).unsqueeze(1)
             x = self._matrices(first, x, -2, enlarge).mT.unsqueeze(1) @ x
@@ -227,7 +219,7 @@ class Filters(nn.Module):
 
     @torch.jit.unused
     def _matrices(self, first: int, x: Tensor, axis: int, enlarge: bool) -> Tensor:
-        """Return what filters do along an axis, (filter, 1, before, after); it is the same for all networks."""
+        """Return filters along an axis as matrices, (filter, 1, before, after), shared by all networks."""
         count, size, along_z = len(x), x.shape[axis], axis == -3
         key = (self.dim, first, count, size, along_z, str(x.device))
         if key not in _MATRICES:
@@ -238,25 +230,23 @@ class Filters(nn.Module):
             _MATRICES[key] = torch.stack(matrices).reshape(count, 1, size, -1).to(x.device)
         return _MATRICES[key]
 
-    def _pooled(self, x: Tensor, number: int) -> Tensor:
+    def _pool(self, x: Tensor, number: int) -> Tensor:
         pool = self.pools[number]
-        if pool == 1:
-            return x
-        return F.avg_pool2d(padded(x, pool), [pool, pool])
+        return x if pool == 1 else F.avg_pool2d(pad_planes(x, pool), [pool, pool])
 
-    def blurred(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
-        """Smooth what was pooled from planes of this size, and leave it at that."""
+    def smooth_pooled(self, x: Tensor, number: int, height: int, width: int) -> Tensor:
+        """Smooth pooled planes, whose size was ``height`` and ``width``, without enlarging them."""
         pool, kernel, z_kernel = self.pools[number], self.kernels[number], self.z_kernels[number]
-        rows = pool * self._pooled(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
-        columns = pool * self._pooled(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
+        rows = pool * self._pool(torch.ones([1, 1, height, 1], dtype=x.dtype, device=x.device), number)
+        columns = pool * self._pool(torch.ones([1, 1, 1, width], dtype=x.dtype, device=x.device), number)
         x = blur(blur(x, kernel, -1), kernel, -2).div_(blur(rows, kernel, -2) * blur(columns, kernel, -1))
         if len(z_kernel) > 1:
             x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
         return x
 
 
-def kept_matrices() -> list[Tensor]:
-    """Return the matrices that a recorded network reads, so that they outlive their cache."""
+def cached_matrices() -> list[Tensor]:
+    """Return the matrices that a recorded CUDA graph reads, for its owner to keep when the cache is cleared."""
     return list(_MATRICES.values())
 
 
@@ -264,5 +254,5 @@ def gaussian(sigma: float) -> list[float]:
     """Return the centre and one side of a Gaussian filter with sum 1, cut at 2.5 sigma."""
     if sigma <= 0:
         return [1.0]
-    side = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(math.ceil(2.5 * sigma) + 1)]
+    side = [math.exp(-0.5 * (distance / sigma) ** 2) for distance in range(math.ceil(2.5 * sigma) + 1)]
     return [value / (2.0 * sum(side) - side[0]) for value in side]

@@ -1,4 +1,4 @@
-"""Trained models: from run folders, checkpoints (ours and the original GAP's), bare weights and bioimage.io zips."""
+"""Trained models from run folders, checkpoints (ours and the original GAP's), bare weights and bioimage.io zips."""
 
 import io
 import zipfile
@@ -18,30 +18,30 @@ from gap_bioimage.foreign import describe, network_config, read_safetensors, rea
 from gap_bioimage.network import UNet
 
 CHECKPOINT_KEY = "gap_bioimage"
-"""Section of our checkpoints that describes the model."""
+"""Section of gap-bioimage checkpoints that describes the model."""
 CAMERA_FILE = "camera.yaml"
-"""The camera in a run folder, with its maps beside it."""
+"""The camera in a run folder, next to its maps."""
 CameraLike = Detector | Camera | str | Path | None
-"""A camera, its yaml, "model" for the one that a model was trained with, or None where images are counts."""
-_OF_THE_MODULE = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()
-"""What the modules of our zips are made with besides the network."""
-_AVERAGE = "average.module."  # of the weights, kept beside the last ones
-_ORIGINS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
+"""A camera, its yaml file, "model" for the camera of the model's training, or None if images are counts."""
+_MODULE_ARGUMENTS = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()
+"""Arguments of the modules in exported zips that are not those of the network."""
+_AVERAGE = "average.module."  # averaged weights, stored in addition to the last ones
+_KINDS = {"run": "training run", "checkpoint": "checkpoint of gap-bioimage"}
 
 
 @dataclass(frozen=True)
 class History:
     """Where a model comes from."""
 
-    # of weights of others, where each setting was found: "given", "sidecar", "hyper_parameters", "weights", "default"
+    # third-party weights: where each setting was found: "given", "sidecar", "hyper_parameters", "weights", "default"
     settings_from: dict[str, str] | None = None
-    range_from: str = "training"  # who told the trained range: that, one of those, or "assumed"
+    range_from: str = "training"  # where the trained range was found: "training", one of the above, or "assumed"
     epochs: int | None = None
     steps: int | None = None
     validation_loss: float | None = None  # the lowest, nats per photon
     # name, origin, trained range and sha256 of the weights that training started from
     init: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None  # the settings of its training, section ``train``
+    training: dict[str, Any] | None = None  # settings of the training, section ``train``
     thinning: dict[str, Any] | None = field(default=None, compare=False)  # section ``thinning``
 
 
@@ -52,11 +52,11 @@ class Model:
     network: UNet  # counts (b, c, [z,] y, x) float32 to log-rate of the same shape, in evaluation mode
     config: NetworkConfig
     trained_range_db: tuple[float, float]  # pseudo-PSNR of the inputs it was trained on, darkest and brightest
-    camera: Detector | None = None  # the camera whose images it was trained on; None where these were counts
-    n_frames: int | None = None  # one-bit frames in each of its images; None where counts have no such limit
+    camera: Detector | None = None  # camera of the training images; None if these were counts
+    n_frames: int | None = None  # one-bit frames per image; None if counts have no such limit
     history: History = History()
-    source: Path = Path()  # where it was read from
-    # "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (of others) or "bioimage.io zip"
+    source: Path = Path()  # file that it was read from
+    # "run", "checkpoint" (ours), "original GAP checkpoint", "state_dict" (third-party) or "bioimage.io zip"
     origin: str = "run"
 
     def __post_init__(self) -> None:
@@ -65,9 +65,9 @@ class Model:
 
     @property
     def kind(self) -> str:
-        """What it is, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
+        """A short description, such as "original GAP checkpoint, 3D anisotropic, z in 1 of 3 levels"."""
         config, stages = self.config, self.config.z_conv_stage
-        words = [_ORIGINS.get(self.origin, self.origin), f"{config.dim}D"]
+        words = [_KINDS.get(self.origin, self.origin), f"{config.dim}D"]
         if config.channels > 1:
             words.append("RGB" if config.channels == 3 else f"{config.channels} channels")
         if stages is not None and stages < config.depth:
@@ -77,11 +77,11 @@ class Model:
 
     @property
     def brightest(self) -> float:
-        """Photons per pixel of the brightest window of its training."""
+        """Photons per pixel in the brightest window of the training."""
         return float(10 ** (self.trained_range_db[1] / 10))
 
     def describe(self) -> dict[str, Any]:
-        """Return what there is to tell, as plain values: kind, network, trained range, camera, history."""
+        """Return a description in plain values: kind, network, trained range, camera, history."""
         from gap_bioimage.inference.reach import receptive_field_px
 
         camera, history = self.camera, asdict(self.history)
@@ -101,119 +101,119 @@ class Model:
         }
 
     def camera_for(self, camera: CameraLike) -> Detector | None:
-        """Return the camera that was asked for, "model" for its own; None where images are counts."""
+        """Return the requested camera, with "model" for the model's own; None if images are counts."""
         if camera == "model":
             return self.camera
         return None if camera is None else Detector.of(camera).for_network(self.network.anchored)
 
 
 def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = None) -> Model:
-    """Load a model from a run folder, a checkpoint (ours or the original GAP's), bare weights or one of our zips.
+    """Load a model from a run folder, a checkpoint (ours or the original GAP's), bare weights or an exported zip.
 
-    Files are read weights-only: no code in them is run. Weights that do not describe themselves (a state_dict, as
-    .pt, .pth, .ckpt or .safetensors) are described by the names and shapes of their tensors; what these do not tell
-    is looked for in ``weights.yaml`` beside ``weights.pt``, and in ``hyper_parameters``.
+    Files are read as weights only: code in them is never run. Bare weights (a state_dict, as .pt, .pth, .ckpt or
+    .safetensors) have no description of the model. Its settings follow from the names and shapes of the tensors; the
+    remaining ones are read from ``weights.yaml`` next to ``weights.pt``, or taken from ``hyper_parameters``.
 
     Parameters
     ----------
     path
         The folder or file; or "nuclei", a model that comes with the package.
     hyper_parameters
-        For weights that are not ours: settings of ``NetworkConfig``, and ``trained_range_db``. They win over what
-        stands beside or in the file, and must agree with the weights.
+        For third-party weights: settings of ``NetworkConfig``, and ``trained_range_db``. They override settings in the
+        file or next to it, and must agree with the weights.
 
     Raises
     ------
     CheckpointError
-        If the path holds no such model, its settings are not known or contradict its weights, or
-        ``hyper_parameters`` were given for a model that describes itself.
+        If the path holds no such model, its settings are unknown or contradict its weights, or ``hyper_parameters``
+        are given for a model that has a description.
     """
     path, origin = pretrained.find(path), "checkpoint"
     if path.is_dir():
-        kept = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
-        if not kept:
+        checkpoints = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
+        if not checkpoints:
             raise CheckpointError(f"{path} is a folder without best.ckpt or last.ckpt; expected a training run")
-        path, origin = kept[0], "run"
+        path, origin = checkpoints[0], "run"
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a run folder, a checkpoint or a model zip")
     model = _from_zip(path) if _is_bioimageio_zip(path) else _from_file(path, origin, hyper_parameters or {})
     if hyper_parameters and model.history.settings_from is None:
-        told = f"hyper_parameters are for weights that do not describe themselves, {path} does"
-        raise CheckpointError(f"{told}; leave them out")
+        raise CheckpointError(f"hyper_parameters are for third-party weights, {path} has its own; leave them out")
     return model
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is not a model, such as its path."""
+    """Refuse anything that is not a ``Model``, such as its path."""
     if not isinstance(model, Model):
-        told = f"the model is of type {type(model).__name__}, expected a Model"
-        raise ConfigError(f"{told}; give what train or load_model({str(model)[:80]!r}) returns")
+        problem = f"the model is of type {type(model).__name__}, expected a Model"
+        raise ConfigError(f"{problem}; give the result of train or load_model({str(model)[:80]!r})")
 
 
 def _from_file(path: Path, origin: str, hyper_parameters: Mapping[str, Any]) -> Model:
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path, str(path))
     if CHECKPOINT_KEY in content:
         return _from_checkpoint(content, path, origin)
-    weights, config, limits, *sources = describe(content, path, hyper_parameters)
-    counted = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
+    weights, config, trained_range, *sources = describe(content, path, hyper_parameters)
+    progress = (n if isinstance(n := content.get(k), int) and n > 0 else None for k in ("epoch", "global_step"))
     lightning = isinstance(content.get("state_dict"), dict) and not config.log1p
     origin = "original GAP checkpoint" if lightning else "state_dict"
-    history = History(*sources, *counted)  # type: ignore[arg-type]
-    return Model(_network(config, weights, path), config, limits, history=history, source=path, origin=origin)
+    history = History(*sources, *progress)  # type: ignore[arg-type]
+    return Model(_network(config, weights, path), config, trained_range, history=history, source=path, origin=origin)
 
 
 def _from_checkpoint(content: dict[Any, Any], path: Path, origin: str) -> Model:
-    ours, weights = content[CHECKPOINT_KEY], content.get("state_dict")
+    section, weights = content[CHECKPOINT_KEY], content.get("state_dict")
     if not isinstance(weights, dict) or not any(str(key).endswith("conv_final.weight") for key in weights):
         raise CheckpointError(f"{path} holds no GAP network (no conv_final.weight); expected a GAP checkpoint")
     try:
-        settings, (low, high), metrics = ours["config"], ours["trained_range_db"], ours["metrics"]
-        described, thinning = settings["network"], settings.get("thinning") or {}
+        settings, (low, high), metrics = section["config"], section["trained_range_db"], section["metrics"]
+        architecture, thinning = settings["network"], settings.get("thinning") or {}
         losses = [loss for row in metrics if (loss := row.get("validation_loss", float("nan"))) == loss]
         steps = metrics[-1].get("step") if metrics else None
-        lowest, init, training = min(losses, default=None), ours.get("init"), settings.get("train")
+        lowest, init, training = min(losses, default=None), section.get("init"), settings.get("train")
         n_frames = thinning.get("ceiling")
         history = History(steps=steps, validation_loss=lowest, init=init, training=training, thinning=thinning)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"the section gap_bioimage of {path} is not one that gap-bioimage wrote") from None
-    beside = path.parent / CAMERA_FILE
-    camera = read_camera(beside) if origin == "run" and beside.is_file() else _camera(settings.get("camera"), path)
-    config, averaged = network_config(described, path), any(key.startswith(_AVERAGE) for key in weights)
+        raise CheckpointError(f"the section gap_bioimage of {path} is invalid; train or copy the model again") from None
+    file = path.parent / CAMERA_FILE
+    camera = read_camera(file) if origin == "run" and file.is_file() else _camera(settings.get("camera"), path)
+    config, averaged = network_config(architecture, path), any(key.startswith(_AVERAGE) for key in weights)
     network = _network(config, weights, path, _AVERAGE if averaged else "network.")
     return Model(network, config, (low, high), camera, n_frames, history, path, origin)
 
 
 def _from_zip(path: Path) -> Model:
-    """Read our own zips: the state_dict, and the network's arguments from the RDF."""
+    """Read a zip exported by gap-bioimage: the state_dict, and the network's arguments from the RDF."""
     with zipfile.ZipFile(path) as archive:
         try:
             rdf = yaml.safe_load(archive.read("rdf.yaml"))
-            ours, entry = rdf["config"][CHECKPOINT_KEY], rdf["weights"]["pytorch_state_dict"]
-            # where postprocessing samples, the weights of the zip only copy photons
-            sampler = ours.get("sampler") or {**entry["architecture"], "source": entry["source"]}
-            arguments = {k: v for k, v in sampler["kwargs"].items() if k not in _OF_THE_MODULE}
-            low, high = ours["trained_range_db"]
-            weights = read_weights(io.BytesIO(archive.read(sampler["source"])), str(path))
+            section, entry = rdf["config"][CHECKPOINT_KEY], rdf["weights"]["pytorch_state_dict"]
+            # if postprocessing does the sampling, the weights of the zip only copy photons
+            module = section.get("sampler") or {**entry["architecture"], "source": entry["source"]}
+            arguments = {k: v for k, v in module["kwargs"].items() if k not in _MODULE_ARGUMENTS}
+            low, high = section["trained_range_db"]
+            weights = read_weights(io.BytesIO(archive.read(module["source"])), str(path))
         except CheckpointError:
             raise
-        except (zipfile.BadZipFile, zlib.error, RuntimeError):  # the last is an encrypted zip
+        except (zipfile.BadZipFile, zlib.error, RuntimeError):  # RuntimeError: an encrypted zip
             raise CheckpointError(f"{path} is damaged or encrypted; copy or download it again") from None
         except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            told = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported; expected config.gap_bioimage"
-            raise CheckpointError(f"{told} and pytorch_state_dict weights in its rdf.yaml") from None
-    config, camera = network_config(arguments, path), _camera(ours.get("camera"), path)
+            problem = f"{path} is a bioimage.io zip, but not one that gap-bioimage exported"
+            expected = "expected config.gap_bioimage and pytorch_state_dict weights in its rdf.yaml"
+            raise CheckpointError(f"{problem}; {expected}") from None
+    config, camera = network_config(arguments, path), _camera(section.get("camera"), path)
     network = _network(config, weights, path, "network.")
-    return Model(network, config, (low, high), camera, ours.get("ceiling"), source=path, origin="bioimage.io zip")
+    return Model(network, config, (low, high), camera, section.get("ceiling"), source=path, origin="bioimage.io zip")
 
 
-def _camera(told: Any, path: Path) -> Detector | None:
-    """Return the camera that a file describes; its maps are not there, and zips tell what follows from the numbers."""
-    if told is None:
+def _camera(stored: Any, path: Path) -> Detector | None:
+    """Return the camera described in a file, without its maps; ignore values in zips that derive from its settings."""
+    if stored is None:
         return None
     try:
-        return Detector(Camera(**{name: told[name] for name in Camera.model_fields if name in told and name != "maps"}))
+        return Detector(Camera(**{k: stored[k] for k in Camera.model_fields if k in stored and k != "maps"}))
     except (ConfigError, TypeError):
-        raise CheckpointError(f"the camera that {path} describes is not one; export or train it again") from None
+        raise CheckpointError(f"the camera described in {path} is invalid; export or train the model again") from None
 
 
 def _network(config: NetworkConfig, weights: dict[str, Any], path: Path, prefix: str = "") -> UNet:

@@ -1,10 +1,10 @@
 """The GAP network: photon counts in, log-rates (or rates) out.
 
-Only torch is imported, and everything compiles with ``torch.jit.script``: this file travels unchanged in
-every exported model as its architecture source, so what is tested here is what runs in Fiji.
+Besides torch only ``anchor.py`` and ``filters.py`` are imported, and everything compiles with ``torch.jit.script``.
+Exported models carry the three files, joined, as their architecture source: the code tested here runs in Fiji.
 
-An anchored network (the default of training) corrects locally smoothed counts, so that its log-rate is that of the
-photons of its input. The log-rate of a plain U-Net, such as the original, has an unknown constant per image.
+An anchored network (the default in training) corrects locally smoothed counts, so its rates are in photons of the
+input. The log-rates of a plain U-Net, such as the original, have an unknown additive constant per image.
 
 Source: Krull et al., "Image Denoising and the Generative Accumulation of Photons", arXiv 2307.06607.
 Shapes are ``(b, c, y, x)`` in 2D and ``(b, c, z, y, x)`` in 3D.
@@ -18,28 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gap_bioimage.anchor import FIT_POOL, Anchor
-from gap_bioimage.filters import hot_pixels, seen_counts, without_hot_pixels
+from gap_bioimage.filters import hot_pixels, network_counts, without_hot_pixels
 
 
 def encode(photons: Tensor, levels: int, log1p: bool) -> Tensor:
     """Encode counts as sin(x 10^-i), i < levels, and log(1 + x), along the channels.
 
-    The sines are the original encoding; the logarithm keeps bright pixels apart, where the sines alone
-    repeat themselves.
+    The sines are the original encoding. They are periodic; the logarithm distinguishes bright pixels.
     """
-    parts: List[Tensor] = []
-    for level in range(levels):
-        parts.append(torch.sin(photons * (10.0**-level)))
+    parts = [torch.sin(photons * (10.0**-level)) for level in range(levels)]
     if log1p:
         parts.append(torch.log1p(photons))
     return torch.cat(parts, 1)
 
 
 def pad_to_multiple(x: Tensor, step: List[int]) -> Tensor:
-    """Extend each spatial axis at its end to a multiple of ``step``, by mirroring.
-
-    Works for every size, also for one pixel, unlike the reflection of ``torch.nn.functional.pad``.
-    """
+    """Extend each spatial axis at its end to a multiple of ``step`` by mirroring; works down to one pixel."""
     for axis in range(len(step)):
         size = x.shape[axis + 2]
         extra = (step[axis] - size % step[axis]) % step[axis]
@@ -50,7 +44,7 @@ def pad_to_multiple(x: Tensor, step: List[int]) -> Tensor:
 
 
 def box_mean(x: Tensor, box_px: List[int]) -> Tensor:
-    """Average over an odd box around each pixel, axis by axis; what lies outside counts as zero."""
+    """Average over an odd box around each pixel, axis by axis; pixels outside the image count as zero."""
     for axis in range(len(box_px)):
         size = box_px[axis]
         rows = x.movedim(axis + 2, -1)
@@ -60,26 +54,25 @@ def box_mean(x: Tensor, box_px: List[int]) -> Tensor:
 
 
 def conserve_photons(photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
-    """Turn log-rates into expected photons per pixel that conserve the photons of every box.
+    """Turn log-rates into expected photons per pixel, conserving the photons in a box around each pixel.
 
-    ``rate = exp(l) boxmean(photons) / boxmean(exp(l))``, both means over all channels: the softmax of a
-    whole image is the limit of a large box, but this form depends on a neighbourhood only, so that tiles
-    agree with each other. Hot pixels are left out of both means.
+    ``rate = exp(l) boxmean(photons) / boxmean(exp(l))``, both means over all channels and without hot pixels. In the
+    limit of a large box this is the softmax of the whole image; a finite box uses a neighbourhood only, so tiles agree.
     """
     dims = list(range(1, log_rate.dim()))
-    # a constant cancels in the ratio; subtracting the largest keeps exp from overflowing
+    # a constant cancels in the ratio; subtracting the maximum prevents overflow of exp
     weight = torch.exp(torch.clamp(log_rate - torch.amax(log_rate, dims, keepdim=True), min=-80.0))
     cold = 1.0 - hot_pixels(photons).to(weight.dtype)
-    seen = box_mean(torch.sum(photons * cold, 1, keepdim=True), box_px)
+    observed = box_mean(torch.sum(photons * cold, 1, keepdim=True), box_px)
     expected = torch.clamp(box_mean(torch.sum(weight * cold, 1, keepdim=True), box_px), min=1e-38)
-    # in this order: the share is at most the box's size, while seen / expected may overflow
-    return weight / expected * seen
+    # in this order: weight / expected is at most the size of the box, while observed / expected may overflow
+    return weight / expected * observed
 
 
 def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
     """Turn the log-rates of whole images into expected photons: softmax times the photons of the input.
 
-    Source: arXiv 2307.06607, section 3; the softmax runs over channels and pixels of each image, but for hot ones.
+    Source: arXiv 2307.06607, section 3. The softmax runs over channels and pixels of each image, without hot pixels.
     """
     cold = (1.0 - hot_pixels(photons).double()).flatten(1)
     total = torch.sum(photons.flatten(1).double() * cold, 1, keepdim=True)
@@ -89,10 +82,10 @@ def rate_from_log_rate(log_rate: Tensor, photons: Tensor) -> Tensor:
 
 
 def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
-    """Return the photons of the sample from the expected counts, less those that are there without light.
+    """Return the photons from the sample: the expected counts minus ``background``, the counts without light.
 
-    Where pixels are sums of ``ceiling`` one-bit frames (0: they are not), a frame that catches any photon counts one,
-    with the chance ``q = 1 - exp(-s)``; solved for the photons s.
+    If pixels are sums of ``ceiling`` one-bit frames (0 if not), a frame counts 1 if it catches at least one photon,
+    which has the probability ``q = 1 - exp(-s)``. This is solved for the photons s, summed over the frames.
     """
     if ceiling > 0:
         return -ceiling * torch.log1p(-torch.clamp(rate / ceiling, max=0.999))
@@ -100,7 +93,7 @@ def photons_of(rate: Tensor, background: float, ceiling: int) -> Tensor:
 
 
 def paired(x: Tensor, filters: int) -> Tensor:
-    """Return a single small volume twice on a CPU: of it alone torch convolves in ten times the time, without oneDNN.
+    """Duplicate a single small volume on a CPU: torch convolves one without oneDNN, which takes ten times as long.
 
     Source: ``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp, torch 1.13 to 2.13.
     """
@@ -109,7 +102,7 @@ def paired(x: Tensor, filters: int) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """Three convolutions, the last two on a residual path; with a stem the first folds so many pixels in y and x."""
+    """Three convolutions, the last two on a residual path; with a stem the first folds ``stem`` x ``stem`` pixels."""
 
     def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool, stem: int = 1) -> None:
         super().__init__()
@@ -124,9 +117,9 @@ class ConvBlock(nn.Module):
         self.conv3 = conv(outputs, outputs, kernel, padding=padding)
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Apply the three convolutions, (b, inputs, ...) to (b, outputs, ...); of a small volume two, both the same."""
+        """Apply the three convolutions, (b, inputs, ...) to (b, outputs, ...); a small volume returns as two copies."""
         shortcut = self.conv1(paired(x, min(x.shape[1], self.conv2.out_channels)))
-        # in place: half of what is not convolution is the memory of results
+        # in place: allocating results takes half of the time spent outside convolutions
         x = torch.relu_(self.conv2(shortcut))
         return torch.relu_(self.conv3(x).add_(shortcut))
 
@@ -142,8 +135,7 @@ class DownConv(ConvBlock):
 class LinearUpsample(nn.Module):
     """Double the size of the pooled axes linearly.
 
-    ``nn.Upsample`` is not used: scripted by recent torch it names operators that older engines lack,
-    even in branches that never run.
+    Not ``nn.Upsample``: scripted by recent torch it names operators that older engines lack, even in unused branches.
     """
 
     def __init__(self, dim: int, along_z: bool) -> None:
@@ -162,7 +154,7 @@ class LinearUpsample(nn.Module):
 
 
 class UpConv(ConvBlock):
-    """Decoder block: double the size, merge with the encoder's features, convolve."""
+    """Decoder block: upsample by two, merge with the encoder's features, convolve."""
 
     def __init__(self, inputs: int, outputs: int, dim: int, along_z: bool, up_mode: str, merge_mode: str) -> None:
         super().__init__(2 * outputs if merge_mode == "concat" else outputs, outputs, dim, along_z)
@@ -186,13 +178,13 @@ class UpConv(ConvBlock):
 class UNet(nn.Module):
     """Residual U-Net from counts to log-rates, in 2D or 3D, for inputs of any size.
 
-    Parameter names are those of the original code, so that its checkpoints load.
+    Parameter names are those of the original code, so its checkpoints load.
 
-    ``levels`` sines and ``log1p`` encode counts, where ``anchor`` does not correct smoothed ones (see ``Anchor``);
-    ``depth`` resolution levels, the first with ``start_filts`` filters, doubled at each next one; ``up_mode``
-    "transpose" or "upsample", ``merge_mode`` "add" or "concat"; ``z_conv_stage`` levels convolve and pool along z in
-    3D, None for all. ``stem`` x ``stem`` pixels of the plane become one before the first level, and pixels again after
-    the last.
+    With ``anchor`` the network corrects smoothed counts (see ``Anchor``); otherwise ``levels`` sines and ``log1p``
+    encode counts. There are ``depth`` resolution levels; the first has ``start_filts`` filters, each further one twice
+    as many. ``up_mode`` is "transpose" or "upsample", ``merge_mode`` "add" or "concat". In 3D the first
+    ``z_conv_stage`` levels convolve and pool along z (None: all). ``stem`` x ``stem`` pixels in y and x are folded into
+    one before the first level and unfolded after the last.
     """
 
     def __init__(
@@ -237,17 +229,17 @@ class UNet(nn.Module):
         final: Any = (nn.Conv2d, nn.Conv3d)[dim - 2] if stem == 1 else (nn.ConvTranspose2d, nn.ConvTranspose3d)[dim - 2]
         unfolded = _per_axis(stem, 1, dim, False)
         self.conv_final = final(filters[0], channels * (self.anchor.n_answers if anchor else 1), unfolded, unfolded)
-        # inputs are extended to multiples of this, and tiles must start at multiples of it
+        # inputs are padded to multiples of this, and tiles must start at multiples of it
         factors.append(unfolded)
         self.step_px: List[int] = [math.prod(factor[axis] for factor in factors) for axis in range(dim)]
-        if anchor:  # which averages 4 x 4 or 8 x 8 pixels
+        if anchor:  # it pools 4 x 4 or 8 x 8 pixels
             self.step_px[-2:] = [max(step, 4 if anchor_version == 1 else FIT_POOL) for step in self.step_px[-2:]]
         self._initialise()
 
     def _initialise(self) -> None:
-        """He's initialisation; a zero last layer starts at the uniform distribution, or with what an anchor says.
+        """Apply He initialisation; a zero last layer starts at the uniform distribution, or at the anchor's estimate.
 
-        Blocks of anchored networks start as their first convolution: their residual paths end in zeros.
+        The blocks of anchored networks start as their first convolution alone: their residual paths end in zeros.
         """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -260,20 +252,18 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_final.weight)
         nn.init.zeros_(self.conv_final.bias)
 
-    def fitting(self, photons: Tensor) -> Tensor:
-        """Return counts in the type of the weights; ValueError for other axes or channels than the network's."""
+    def checked(self, photons: Tensor) -> Tensor:
+        """Return counts in the dtype of the weights; raise ValueError if axes or channels do not fit the network."""
         if photons.dim() != self.dim + 2 or photons.shape[1] != self.channels:
             axes = "batch, channel, y, x" if self.dim == 2 else "batch, channel, z, y, x"
-            raise ValueError(
-                f"the input has the shape {photons.shape}, expected ({axes}) with {self.channels} channels"
-            )
+            raise ValueError(f"the input has shape {photons.shape}, expected ({axes}) with {self.channels} channels")
         return photons.to(self.conv_final.weight.dtype)
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the log-rate of the next photon for counts (b, c, [z,] y, x), float32, of any size; same shape.
+        """Return the log-rate of the next photon for float32 counts (b, c, [z,] y, x) of any size; same shape.
 
-        Its softmax over channels and pixels is the distribution of the next photon. Of anchored networks it is the
-        logarithm of the expected counts; of plain ones that, up to one constant per image.
+        Its softmax over channels and pixels is the distribution of the next photon. It is the logarithm of the expected
+        counts: exactly for anchored networks, up to one constant per image for plain ones.
         """
         if not self.anchored:
             x = encode(pad_to_multiple(photons, self.step_px), self.levels, self.log1p)
@@ -283,7 +273,7 @@ class UNet(nn.Module):
         return self.anchor.log_rate(answer, smoothed, weight)
 
     def _answer(self, x: Tensor, photons: Tensor) -> Tensor:
-        """Run the U-Net, in the type of its weights, and cut off what was added to fill its steps."""
+        """Run the U-Net in the dtype of its weights, and crop the padding."""
         x = x.to(self.conv_final.weight.dtype)
         skips: List[Tensor] = []
         for down, pool in zip(self.down_convs, self.pools, strict=False):
@@ -298,10 +288,9 @@ class UNet(nn.Module):
         return x
 
     def rate(self, photons: Tensor, log_rate: Tensor, box_px: List[int]) -> Tensor:
-        """Turn what ``forward`` returned for photons into expected counts per pixel, (b, c, [z,] y, x).
+        """Turn the result of ``forward`` for ``photons`` into expected counts per pixel, (b, c, [z,] y, x).
 
-        Plain networks conserve photons in an odd box, or in the whole image where ``box_px`` is empty; the scale of
-        anchored ones is their own.
+        Anchored networks have a scale; plain ones conserve photons in an odd box (in the image if ``box_px`` is empty).
         """
         if self.anchored:
             return torch.exp(log_rate)
@@ -311,10 +300,10 @@ class UNet(nn.Module):
 
 
 class PhotonDenoiser(nn.Module):
-    """Counts in, denoised photons out: what an exported model runs.
+    """The module of an exported model: counts in, denoised photons out.
 
-    See ``UNet.rate`` for ``box_px``, ``seen_counts`` for ``rounded`` and ``shift``, ``photons_of`` for the others;
-    ``network`` are the arguments of ``UNet``.
+    See ``UNet.rate`` for ``box_px``, ``network_counts`` for ``rounded`` and ``shift``, ``photons_of`` for
+    ``background`` and ``ceiling``; ``network`` holds the arguments of ``UNet``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -332,19 +321,19 @@ class PhotonDenoiser(nn.Module):
         self.rounded, self.background, self.ceiling, self.shift = rounded, float(background), ceiling, float(shift)
 
     def forward(self, photons: Tensor) -> Tensor:
-        """Return the expected photons per pixel, same shape as ``photons`` (b, c, [z,] y, x), counts of any type."""
-        photons = seen_counts(self.network.fitting(photons), self.rounded, self.shift)
+        """Return the expected photons per pixel for counts (b, c, [z,] y, x) of any dtype; same shape."""
+        photons = network_counts(self.network.checked(photons), self.rounded, self.shift)
         rate = self.network.rate(photons, self.network(photons), self.box_px)
         return photons_of(rate, self.background, self.ceiling)
 
 
 def odd_box(box_px: List[int], dim: int) -> List[int]:
-    """Return one odd size per spatial axis; raise ValueError for others."""
+    """Return ``box_px``; raise ValueError unless it is one odd size per spatial axis."""
     if len(box_px) != dim or any(size % 2 != 1 for size in box_px):
         raise ValueError(f"box_px={list(box_px)}: expected {dim} odd numbers")
     return list(box_px)
 
 
 def _per_axis(planar: int, through_z: int, dim: int, along_z: bool) -> Tuple[int, ...]:
-    """Sizes per axis: ``planar`` everywhere, or ``through_z`` along z where z takes no part."""
+    """Return ``planar`` for every axis, except ``through_z`` for z in 3D without ``along_z``."""
     return (planar,) * dim if dim == 2 or along_z else (through_z, planar, planar)

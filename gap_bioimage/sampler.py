@@ -1,16 +1,16 @@
-"""Posterior samples of the clean image: photons are added, each where the network expects the next one.
+"""Posterior samples of the clean image: photons are added where the network expects the next ones.
 
     p_k     = softmax(network(x_k))             E[s / sum(s) | x_k]: where the next photon falls
     x_(k+1) = x_k + Poisson(dn_k f_k p_k)       dn_k photons at once; x_0 are the observed counts
-    sample  = n_0 f_K p_K                       in the observed exposure, when there are n_K = sum(x_K) = N photons
+    sample  = n_0 f_K p_K                       in the observed exposure, after n_K = sum(x_K) = N photons
 
-The paper has dn_k = max(beta n_k, 1) and f_k = 1. By default dn_k makes equal steps in 1 / sqrt(n), and f_k restores
+The paper uses dn_k = max(beta n_k, 1) and f_k = 1. By default dn_k gives equal steps in 1 / sqrt(n), and f_k restores
 the variance that is lost while p_k is frozen. Source: Krull et al., "Image Denoising and the Generative Accumulation of
 Photons", arXiv 2307.06607, section 3.3.
 
-``Sampler.draw`` is the one loop of the Python functions, of exported graphs and of their postprocessing. Only torch
-and ``network.py`` are imported, and everything compiles with ``torch.jit.script``: zips that sample carry both files,
-joined.
+``Sampler.draw`` is the only sampling loop: the Python functions, the exported graphs and their postprocessing share it.
+Besides torch only the files that travel with it are imported (``filters.py``, ``network.py``), and everything compiles
+with ``torch.jit.script``: zips that sample carry them joined.
 """
 
 from typing import Any, List, Tuple
@@ -18,20 +18,19 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from gap_bioimage.filters import seen_counts, whole_counts, without_hot_pixels
+from gap_bioimage.filters import network_counts, whole_counts, without_hot_pixels
 from gap_bioimage.network import UNet, box_mean, odd_box, photons_of
 
-GAIN = 100.0  # N / n_0 at most: 20 dB leave 1 % of the posterior's variance out
-LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: 10 dB beyond their training they are good, not 20
-CUT = 0.7184  # standard deviation of a standard normal number that is cut at -1 and 1: sqrt(1 - 2 phi(1))
-WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}  # about those of the training: in them brightness is held against it
+GAIN = 100.0  # largest N / n_0: 20 dB omit 1 % of the variance of the posterior
+LEAST_GAIN = 10.0  # N / n_0 that anchored networks always reach: they are good 10 dB beyond their training, not 20
+CUT = 0.7184  # standard deviation of a standard normal number that is clipped at -1 and 1: sqrt(1 - 2 phi(1))
+WINDOW_PX = {2: (63, 63), 3: (15, 63, 63)}  # similar to training windows: brightness is compared with theirs
 
 
 class Sampler(nn.Module):
-    """The loop, for a network or any exact predictor: counts x (b, c, [z,] y, x) to log-rates of the same shape.
+    """The sampling loop, for any network or exact predictor of log-rates from counts (b, c, [z,] y, x); same shape.
 
-    ``beta`` 0 makes equal steps in 1 / sqrt(n); ``brightest`` and ``least_gain`` are those of ``photon_budget``, and
-    ``cut`` is that of ``restore_variance``.
+    ``beta`` 0 gives equal steps in 1 / sqrt(n). See ``photon_budget`` and ``restore_variance`` for other arguments.
     """
 
     def __init__(
@@ -52,46 +51,46 @@ class Sampler(nn.Module):
     def draw(self, x: Tensor, log_p: Tensor, stop: Tensor, keys: Tensor, n_steps: int) -> Tuple[Tensor, Tensor, Tensor]:
         """Add photons to x, whose log-rates are ``log_p``, until there are ``stop`` (b,); return x_K, log p_K and f_K.
 
-        The noise is a function of ``keys`` (b, 2) from ``sample_keys``. Items of a batch know nothing of each other.
+        The noise is a function of ``keys`` (b, 2) from ``sample_keys``. Items of a batch are independent.
         """
         n = n_0 = total_photons(x)
         brightest = torch.clamp(self.least_gain * brightest_mean(x, self.window_px), min=self.brightest)
         k, f = torch.zeros_like(keys[:, 0]), torch.ones_like(log_p.flatten(1).double())
-        before, growth = log_p, torch.zeros_like(n)
+        previous, growth = log_p, torch.zeros_like(n)
         dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
         while bool(torch.any(active)):
             x = accumulate(x, log_p, dn, step_keys(keys, k), f)
             n_before, n = n, total_photons(x)
-            # an item that is finished stays as it is, its factor too
+            # items that are finished no longer change, nor do their factors
             growth = torch.where(active, n / torch.clamp(n_before, min=1.0) - 1.0, growth)
-            before = torch.where(active.reshape([-1] + [1] * (x.dim() - 1)), log_p, before)
+            previous = torch.where(active.reshape([-1] + [1] * (x.dim() - 1)), log_p, previous)
             k = k + active.long()
             log_p = self.network(x)
             if self.restored:
-                f = restore_variance(log_p, before, growth, n, step_keys(keys, k), self.cut)
+                f = restore_variance(log_p, previous, growth, n, step_keys(keys, k), self.cut)
             dn, active = self.next_photons(x, n_0, n, stop, brightest, k, n_steps)
         return x, log_p, f.float().reshape(x.shape)
 
     def next_photons(
         self, x: Tensor, n_0: Tensor, n: Tensor, stop: Tensor, brightest: Tensor, k: Tensor, n_steps: int
     ) -> Tuple[Tensor, Tensor]:
-        """Return dn (b,) by the schedule, within the trained range, and which items go on."""
-        room = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
-        limit = n * torch.clamp(room.double(), min=1.0)
-        # without photons there is no brightest window yet
-        nearest = torch.where(n > 0, torch.minimum(stop, limit), stop)
+        """Return dn (b,) by the schedule, within the trained range, and which items continue."""
+        headroom = brightest / torch.clamp(brightest_mean(x, self.window_px), min=1e-12)
+        limit = n * torch.clamp(headroom.double(), min=1.0)
+        # an image without photons has no brightest window yet
+        target = torch.where(n > 0, torch.minimum(stop, limit), stop)
         if self.beta > 0:
-            dn = geometric_step(self.beta, nearest, n)
+            dn = geometric_step(self.beta, target, n)
             return dn, dn > 0
-        dn = torch.minimum(equal_root_step(k, n_steps, n_0, stop, n), nearest - n)
-        active = (k < n_steps) & (n < 0.999 * nearest)
+        dn = torch.minimum(equal_root_step(k, n_steps, n_0, stop, n), target - n)
+        active = (k < n_steps) & (n < 0.999 * target)
         return torch.where(active, torch.clamp(dn, min=0.0), torch.zeros_like(dn)), active
 
 
 def accumulate(x: Tensor, log_p: Tensor, dn: Tensor, keys: Tensor, f: Tensor) -> Tensor:
-    """Return x + Poisson(softmax(log_p) f dn), the softmax over each whole image; f is (b, n), dn (b,)."""
+    """Return x + Poisson(softmax(log_p) f dn), with the softmax over each whole image; f is (b, n), dn (b,)."""
     flat = log_p.flatten(1).double()
-    # in pieces that stay in the cache: random numbers take ten times the memory of what they make
+    # in pieces that stay in the cache: drawing takes ten times the memory of the result
     n_pixels, size = flat.shape[1], 1 << 18
     log_total = torch.logsumexp(flat, 1, keepdim=True)
     pieces: List[Tensor] = []
@@ -108,21 +107,20 @@ def restore_variance(
     """Return f (b, n), one on average, which restores the variance that a frozen rate loses.
 
     Let P_k be the posterior covariance of s / sum(s) given x_k, and g = n_(k+1) / n_k - 1. An exact draw of the next dn
-    photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it has dn diag(p) only. By the law of
-    total variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the rate's last
-    change, times a random sign and 1 / sqrt(g), has the mean 0 and the covariance P_(k+1) that is missing, to first
-    order in g. The first step has no predecessor: its g is 0, and f is 1.
+    photons has the covariance dn diag(p) + dn^2 P; with the rate frozen at p it is only dn diag(p). By the law of total
+    variance Cov(p_(k+1) - p_k | x_k) = P_k - E P_(k+1) = g P_(k+1) where P falls as 1 / n. So the last change of the
+    rate, times a random sign and 1 / sqrt(g), has the mean 0 and the missing covariance P_(k+1), to first order in g.
+    The first step has no predecessor: its g is 0, and f is 1.
 
-    Bound and box are empirical. A network that is not an exact posterior mean also changes for other reasons, smoothly
-    over many pixels: a pixel changes by no more than the error that its own photons alone leave, and only against its
-    neighbours, so that the photons of an odd box of ``fine_px`` around it stay. Where a pixel's own photons alone tell
-    its rate, the bound cuts normal changes at one standard deviation, and leaves ``CUT`` of it; where its neighbours
-    tell it, too, P falls more slowly than 1 / n, and about as much is missing. So changes are divided by ``cut``, which
-    is 1 for plain networks: they change too much from pixel to pixel. All of this is alike for both signs, so that the
-    mean stays.
+    Bound and box are empirical. The rates of a network that is not an exact posterior mean also change for other
+    reasons, smoothly over many pixels. So the change of a pixel is bounded by the error of its own photons alone, and
+    moves photons only within an odd box of ``fine_px``. Where only its own photons determine the rate of a pixel, the
+    bound clips normal changes at one standard deviation, which leaves ``CUT`` of it. Where its neighbours contribute, P
+    falls more slowly than 1 / n, and about as much is missing. So changes are divided by ``cut``, which is 1 for plain
+    networks: they change too much from pixel to pixel. Both signs are treated equally, which preserves the mean.
     """
-    after, before = log_p.flatten(1).double(), before.flatten(1).double()
-    after, before = torch.log_softmax(after, 1), torch.log_softmax(before, 1)
+    after = torch.log_softmax(log_p.flatten(1).double(), 1)
+    before = torch.log_softmax(before.flatten(1).double(), 1)
     strength = torch.where(growth > 0, torch.rsqrt(torch.clamp(growth, min=1e-6)), torch.zeros_like(growth))
     sign = 1.0 - 2.0 * (mix(keys[:, :1]) & 1).double()
     change = sign * strength.unsqueeze(1) * (1.0 - torch.exp(torch.clamp(before - after, max=60.0)))
@@ -130,9 +128,9 @@ def restore_variance(
     bound = torch.rsqrt(1.0 + p * n.unsqueeze(1))
     change = torch.clamp(torch.minimum(torch.maximum(change, -bound), bound) / cut, min=-1.0, max=1.0)
     box = odd_within(log_p, [fine_px] * (log_p.dim() - 2))
-    moved = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
-    there = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
-    change = change - (moved / torch.clamp(there, min=1e-300)).expand_as(log_p).flatten(1)
+    excess = box_mean(torch.sum((p * change).reshape(log_p.shape), 1, keepdim=True), box)
+    total = box_mean(torch.sum(p.reshape(log_p.shape), 1, keepdim=True), box)
+    change = change - (excess / torch.clamp(total, min=1e-300)).expand_as(log_p).flatten(1)
     change = change - torch.sum(p * change, 1, keepdim=True)
     return 1.0 + torch.clamp(change, min=-1.0, max=1.0)
 
@@ -140,40 +138,35 @@ def restore_variance(
 def equal_root_step(k: Tensor, n_steps: int, n_0: Tensor, stop: Tensor, n: Tensor) -> Tensor:
     """Return dn (b,) after which there are n_0 / (1 - (k + 1/2) / (K - 1/2) (1 - sqrt(n_0 / N)))^2 photons, float64.
 
-    So steps are equal in 1 / sqrt(n), which loses the least of the posterior's variance; the first is half as long,
-    since nothing is restored in it.
+    Equal steps in 1 / sqrt(n) lose the least posterior variance; the first is half as long, since it restores none.
     """
     done = (k.double() + 0.5) / (n_steps - 0.5) * (1.0 - torch.sqrt(n_0 / torch.clamp(stop, min=1.0)))
     return torch.clamp(n_0 / torch.square(torch.clamp(1.0 - done, min=1e-9)) - n, min=0.0)
 
 
 def geometric_step(beta: float, stop: Tensor, n: Tensor) -> Tensor:
-    """Return dn (b,) of the paper, max(beta n, 1), until there are 99 % of ``stop``; 0 from then on."""
-    wanted = torch.minimum(torch.clamp(beta * n, min=1.0), stop - n)
-    return torch.where(n < 0.99 * stop, wanted, torch.zeros_like(wanted))
+    """Return the paper's dn (b,), max(beta n, 1), until there are 99 % of ``stop`` photons; 0 from then on."""
+    dn = torch.minimum(torch.clamp(beta * n, min=1.0), stop - n)
+    return torch.where(n < 0.99 * stop, dn, torch.zeros_like(dn))
 
 
 def photon_budget(x: Tensor, gain: float, brightest: float, window_px: List[int], least_gain: float = 1.0) -> Tensor:
-    """Return N (b,): ``gain`` n_0, as far as the brightest window stays below ``brightest`` photons per pixel.
+    """Return N (b,): ``gain`` n_0, or less to keep the brightest window below ``brightest`` photons per pixel.
 
-    Images beyond this trained range may still gain ``least_gain``.
+    N is at least ``least_gain`` n_0, even beyond this trained range.
     """
-    room = brightest / torch.clamp(brightest_mean(x, window_px).double(), min=1e-12)
-    return total_photons(x) * torch.clamp(room, min=least_gain, max=gain)
+    headroom = brightest / torch.clamp(brightest_mean(x, window_px).double(), min=1e-12)
+    return total_photons(x) * torch.clamp(headroom, min=least_gain, max=gain)
 
 
 def brightest_mean(x: Tensor, window_px: List[int]) -> Tensor:
-    """Return the mean photons per pixel of each image's brightest window, (b,); small images are one window."""
+    """Return the mean photons per pixel in the brightest window of each image, (b,); a small image is one window."""
     return torch.amax(box_mean(torch.mean(x, 1, keepdim=True), odd_within(x, window_px)).flatten(1), 1)
 
 
 def odd_within(x: Tensor, box_px: List[int]) -> List[int]:
-    """Return a box that is not larger than the image, in odd numbers."""
-    box: List[int] = []
-    for axis in range(len(box_px)):
-        size = x.shape[axis + 2]
-        box.append(min(box_px[axis], size - 1 + size % 2))
-    return box
+    """Return a box of odd sizes that fits into the image."""
+    return [min(box_px[axis], x.shape[axis + 2] - 1 + x.shape[axis + 2] % 2) for axis in range(len(box_px))]
 
 
 def total_photons(x: Tensor) -> Tensor:
@@ -182,16 +175,16 @@ def total_photons(x: Tensor) -> Tensor:
 
 
 def in_exposure(rate: Tensor, x: Tensor, observed: Tensor) -> Tensor:
-    """Return expected counts given x in the exposure of the observed ones, all (b, c, [z,] y, x)."""
+    """Scale the expected counts given x to the exposure of the observed counts, all (b, c, [z,] y, x)."""
     share = total_photons(observed) / torch.clamp(total_photons(x), min=1e-12)
     return rate * share.float().reshape([-1] + [1] * (rate.dim() - 1))
 
 
 class PosteriorSampler(Sampler):
-    """Counts in; mean, standard deviation and samples of the posterior out: what a sampling zip runs.
+    """The module of a sampling zip: counts in; mean, standard deviation and samples of the posterior out.
 
     ``forward`` draws ``n_samples`` with ``n_steps`` and ``seed`` up to ``gain``; ``box_px`` is the odd box in which
-    photons are conserved, ``rounded``, ``background``, ``ceiling`` and ``shift`` are those of ``PhotonDenoiser``.
+    photons are conserved; see ``PhotonDenoiser`` for ``rounded``, ``background``, ``ceiling`` and ``shift``.
     """
 
     def __init__(  # type: ignore[no-untyped-def]
@@ -219,26 +212,25 @@ class PosteriorSampler(Sampler):
 
     @torch.jit.export
     def sample(self, photons: Tensor, n_samples: int, n_steps: int, seed: int) -> Tensor:
-        """Return expected photons in the observed exposure, (n_samples, b, c, [z,] y, x), of counts of any type."""
+        """Return expected photons in the observed exposure, (n_samples, b, c, [z,] y, x), for counts of any dtype."""
         if n_samples < 1 or n_steps < 1 or seed < 0:
             raise ValueError("expected at least 1 sample, 1 step and a seed of at least 0")
-        photons = self.network.fitting(photons)
+        photons = self.network.checked(photons)
         if self.shift > 0.0:
             photons = without_hot_pixels(photons)
-        # whole numbers are the same in every engine
+        # keys depend on whole numbers, which are the same in every engine
         counts = without_hot_pixels(whole_counts(photons, self.rounded or self.shift > 0.0))
-        photons = without_hot_pixels(seen_counts(photons, self.rounded, self.shift))
+        photons = without_hot_pixels(network_counts(photons, self.rounded, self.shift))
         items: List[Tensor] = []
-        # one by one: convolutions of a batch round otherwise, which may move a photon
+        # one by one: convolutions of a batch round differently, which may move a photon
         for item in range(photons.shape[0]):
             observed = photons[item : item + 1]
             log_p = self.network(observed)
             stop = photon_budget(observed, self.gain, self.brightest, self.window_px, self.least_gain)
             samples: List[Tensor] = []
             for number in range(n_samples):
-                keys = sample_keys(
-                    counts[item : item + 1], seed, torch.full([1], number, dtype=torch.long, device=photons.device)
-                )
+                index = torch.full([1], number, dtype=torch.long, device=photons.device)
+                keys = sample_keys(counts[item : item + 1], seed, index)
                 x, last, f = self.draw(observed, log_p, stop, keys, n_steps)
                 rate = self.network.rate(x, last, self.box_px) * f
                 samples.append(photons_of(in_exposure(rate, x, observed), self.background, self.ceiling))
@@ -248,28 +240,28 @@ class PosteriorSampler(Sampler):
     def forward(self, photons: Tensor) -> Tensor:
         """Return mean, standard deviation and samples along the channels, (b, (2 + n_samples) c, [z,] y, x)."""
         samples = self.sample(photons, self.n_samples, self.n_steps, self.seed)
-        # in this form the mean of equal samples is exactly theirs
+        # written so that the mean of equal samples is exactly their value
         mean = samples[0] + torch.mean(samples - samples[0], 0)
         square = torch.sum(torch.square(samples - mean), 0) / max(self.n_samples - 1, 1)
         return torch.cat([mean, torch.sqrt(square), samples.transpose(0, 1).flatten(1, 2)], 1)
 
 
 def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
-    """Draw Poisson counts (b, n), a function of keys (b, 2) and pixel numbers (n,) on every device and engine.
+    """Draw Poisson counts (b, n) from keys (b, 2) and pixel numbers (n,), the same on every device and engine.
 
-    Up to a rate of 18 by inversion with 52 random bits (more than 48 photons have a probability of 1e-9 there),
-    above from a normal z by the expansion ``rate + sqrt(rate) z + 1/3 + z^2/6 - ...`` of the inverse distribution,
+    Rates up to 18 use inversion with 52 random bits (more than 48 photons have a probability of 1e-9 there). Larger
+    ones use the expansion ``rate + sqrt(rate) z + 1/3 + z^2/6 - ...`` of the inverse distribution for a normal z,
     rounded down. Source: M. Giles, ACM Trans. Math. Softw. 42(1), 2016, algorithm 955, the terms up to 1 / rate.
     """
     first, second = random_words(keys, index)
     small = torch.clamp(rate, max=18.0)
-    # 52 bits and a half are exact in float64, and never round up to 1
+    # 52 bits plus one half are exact in float64, and never round up to 1
     uniform = (first.double() * 1048576.0 + (second >> 12).double() + 0.5) * 2.0**-52
     term = torch.exp(-small)
     below = term
     inverted = torch.zeros_like(rate)
     count = 1
-    # a for loop is unrolled, and torch 2.0's fuser then compiles it for minutes
+    # not a for loop: it is unrolled, and the fuser of torch 2.0 compiles that for minutes
     while count < 49 and bool(torch.any(uniform > below)):
         inverted = inverted + (uniform > below).double()
         term = term * small / count
@@ -285,9 +277,9 @@ def poisson(rate: Tensor, keys: Tensor, index: Tensor) -> Tensor:
 
 
 def sample_keys(counts: Tensor, seed: int, samples: Tensor) -> Tensor:
-    """Return the keys (b, 2) of samples by number, (b,) int64, of observed counts (1 or b, c, [z,] y, x).
+    """Return the keys (b, 2) of samples, numbered (b,) int64, of observed counts (1 or b, c, [z,] y, x).
 
-    Different images, and different tiles of one, draw different noise; the seed is not negative.
+    Different images, and different tiles of an image, draw different noise. The seed must not be negative.
     """
     keys = mix(torch.bitwise_xor(hash_counts(counts), seed & 0xFFFFFFFF))
     keys = mix(torch.bitwise_xor(keys, (seed >> 32) & 0xFFFFFFFF))
@@ -320,10 +312,9 @@ def random_words(keys: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def mix(x: Tensor) -> Tensor:
-    """Mix 32-bit integers, held in int64, into 32-bit integers that look random; one to one.
+    """Map 32-bit integers, held in int64, one to one to 32-bit integers that look random.
 
-    The constants are those that C. Wellons found by search (hash-prospector, public domain); both are below
-    2^31, so that no product leaves int64.
+    The constants of C. Wellons (hash-prospector, public domain) are below 2^31, so products fit into int64.
     """
     x = (torch.bitwise_xor(x, x >> 16) * 0x21F0AAAD) & 0xFFFFFFFF
     x = (torch.bitwise_xor(x, x >> 15) * 0x735A2D97) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Simulated fluorescence microscopy: cells, or filaments alone, counted photon by photon."""
+"""Simulated fluorescence microscopy: photon counts of cells, or of filaments alone."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
 _PSF_UM = np.array([0.25, 0.1, 0.1])  # (z, y, x); the axial blur is 2.5 times the lateral one
 _BACKGROUND = 0.02  # of the peak
-_MOST_PHOTONS = 1e7  # on average; the brightest pixels are counted in 32 bits
+_MOST_PHOTONS = 1e7  # average per pixel, so that the brightest pixels fit into 32 bits
 
 
 def simulate(
@@ -28,31 +28,31 @@ def simulate(
     seed: int = 0,
     scene: Scene = "cells",
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Simulate photon counts of cells, and the truth behind them.
+    """Simulate photon counts of cells, and the ground truth.
 
     Parameters
     ----------
     dim
         Spatial dimensions.
     shape
-        Pixels along (z,) y, x; 256 x 256 or 24 x 128 x 128 when not given.
+        Pixels along (z,) y, x; 256 x 256 or 24 x 128 x 128 by default.
     photons
         Expected photons per pixel, averaged over the image.
     seed
-        Same seed, same image; the scene does not depend on ``photons``.
+        Seed of scene and noise. The scene does not depend on ``photons``.
     scene
         "cells" with nuclei, filaments and puncta, or "filaments" alone.
 
     Returns
     -------
     counts, truth : xarray.DataArray
-        Dims (z,) y, x with coordinates in micrometres: Poisson counts (uint16, or uint32 above 65535), and
+        Dims (z,) y, x with coordinates in micrometres: Poisson counts (uint16, or uint32 for counts above 65535), and
         expected photons per pixel (float32).
 
     Raises
     ------
     ConfigError
-        If ``photons`` is not positive, or ``dim`` and ``shape`` do not fit.
+        If ``photons`` is not positive or too large, ``dim`` and ``shape`` do not fit, or ``scene`` is unknown.
     """
     if not 0 < photons <= _MOST_PHOTONS:
         raise ConfigError(f"photons is {photons:g}, expected a positive number per pixel, at most {_MOST_PHOTONS:g}")
@@ -75,37 +75,37 @@ def simulate_truth(
     if scene not in _SCENES:
         raise ConfigError(f"scene is {scene!r}, expected {' or '.join(map(repr, _SCENES))}")
     step = np.array([PIXEL_UM[d] for d in dims])
-    image = _imaged(_SCENES[scene](pixels, step, np.random.default_rng((seed, 0))), step)
+    image = _through_microscope(_SCENES[scene](pixels, step, np.random.default_rng((seed, 0))), step)
     image /= image.mean()
-    both = zip(dims, pixels, strict=True)
-    coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in both}
+    sizes = zip(dims, pixels, strict=True)
+    coords = {d: (d, np.arange(n) * PIXEL_UM[d], {"units": "um", "step": PIXEL_UM[d]}) for d, n in sizes}
     return xr.DataArray(image.astype(np.float32), dims=dims, coords=coords, name="rate")
 
 
 def _cells(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
-    """Put nuclei, the glow of cells, filaments and puncta together."""
-    centers, radii = _place_nuclei(pixels, step, rng)
-    nuclei = _nuclei(pixels, step, centers, radii, rng)
-    cytoplasm = _cytoplasm(pixels, step, centers, radii)
+    """Draw nuclei, cytoplasm, filaments and puncta."""
+    centres, radii = _place_nuclei(pixels, step, rng)
+    nuclei = _nuclei(pixels, step, centres, radii, rng)
+    cytoplasm = _cytoplasm(pixels, step, centres, radii)
     scene: Image = nuclei + 0.08 * cytoplasm * (1 - np.minimum(nuclei, 1))
-    scene += _filaments(pixels, step, centers, radii, rng) * (nuclei < 0.1)
+    scene += _filaments(pixels, step, centres, radii, rng) * (nuclei < 0.1)
     scene += _puncta(pixels, step, cytoplasm * (nuclei < 0.1), rng)
     return scene
 
 
 def _network(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> Image:
-    """Let filaments begin everywhere, in bundles of eight."""
+    """Draw filaments that start at random places, in bundles of eight."""
     size = np.array(pixels) * step
     bundles = float(np.prod(size[-2:])) / (24 if len(pixels) == 2 else 8)
-    begins = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
-    return _filaments(pixels, step, begins, np.full(begins.shape, 2.0), rng)
+    starts = rng.uniform(-0.1, 1.1, (max(1, round(bundles)), len(pixels))) * size
+    return _filaments(pixels, step, starts, np.full(starts.shape, 2.0), rng)
 
 
 _SCENES = {"cells": _cells, "filaments": _network}
 
 
-def _imaged(scene: Image, step: Image) -> Image:
-    """Blur structures with the microscope's point-spread function, and add a background."""
+def _through_microscope(scene: Image, step: Image) -> Image:
+    """Blur a scene with the point-spread function of the microscope, and add background."""
     scene = _blur(scene, _PSF_UM[-len(step) :] / step)
     peak = max(float(np.quantile(scene, 0.998)), 1e-6)
     haze = _blur(scene, 25 * PIXEL_UM["x"] / step)  # light from out of focus
@@ -113,27 +113,27 @@ def _imaged(scene: Image, step: Image) -> Image:
 
 
 def _place_nuclei(pixels: tuple[int, ...], step: Image, rng: np.random.Generator) -> tuple[Image, Image]:
-    """Draw centres and semi-axes (in micrometres) of nuclei that do not overlap."""
+    """Draw centres and semi-axes, in micrometres, of nuclei that do not overlap."""
     size = np.array(pixels) * step
     radius = min(_NUCLEUS_UM, 0.3 * float(size[-2:].max()))
-    wanted = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
-    centers: list[Image] = []
+    n_nuclei = max(1, round(0.3 * float(np.prod(size[-2:])) / (math.pi * radius**2)))
+    centres: list[Image] = []
     radii: list[Image] = []
-    for _ in range(40 * wanted):
-        if len(centers) == wanted:
+    for _ in range(40 * n_nuclei):
+        if len(centres) == n_nuclei:
             break
         r = radius * rng.uniform(0.75, 1.25, len(pixels))
         r[:-2] = np.minimum(r[:-2], 0.4 * size[:-2])  # a cell lies flat in a thin stack
-        center = rng.uniform(0, 1, len(pixels)) * size
-        center[:-2] = size[:-2] * rng.uniform(0.35, 0.65, len(pixels) - 2)
-        apart = 1.25 * np.array([max(r[-2:]) + max(other[-2:]) for other in radii])
-        if all(np.linalg.norm(center[-2:] - c[-2:]) > d for c, d in zip(centers, apart, strict=True)):
-            centers.append(center)
+        centre = rng.uniform(0, 1, len(pixels)) * size
+        centre[:-2] = size[:-2] * rng.uniform(0.35, 0.65, len(pixels) - 2)
+        spacing = 1.25 * np.array([max(r[-2:]) + max(other[-2:]) for other in radii])
+        if all(np.linalg.norm(centre[-2:] - c[-2:]) > d for c, d in zip(centres, spacing, strict=True)):
+            centres.append(centre)
             radii.append(r)
-    return np.array(centers), np.array(radii)
+    return np.array(centres), np.array(radii)
 
 
-def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
+def _nuclei(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, rng: np.random.Generator) -> Image:
     """Draw rounded bodies with chromatin, dark nucleoli and a wavy outline."""
     micron = 1 / step
     texture = 0.10 * _noise(pixels, 0.15 * micron, rng) + 0.20 * _noise(pixels, 0.45 * micron, rng)
@@ -141,43 +141,43 @@ def _nuclei(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, 
     nucleoli = _sigmoid((_noise(pixels, 0.35 * micron, rng) - 1.9) * 6)
     chromatin = np.clip(1 + texture, 0.25, None) * (1 - 0.75 * nucleoli)
     out = np.zeros(pixels)
-    for window, distance, radius in _around(pixels, step, centers, radii, reach=1.5):
-        # a sigmoid in micrometres gives every nucleus the same, fairly sharp, edge
+    for window, distance, radius in _neighbourhoods(pixels, step, centres, radii, reach=1.5):
+        # a sigmoid in micrometres gives all nuclei the same, fairly sharp edge
         body = _sigmoid((1 - distance + wave[window]) * float(radius[-1]) / 0.05)
         out[window] = np.maximum(out[window], rng.uniform(0.45, 1.0) * body * chromatin[window])
     return out
 
 
-def _cytoplasm(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image) -> Image:
+def _cytoplasm(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image) -> Image:
     """Draw the soft glow around each nucleus."""
     out = np.zeros(pixels)
-    for window, distance, _ in _around(pixels, step, centers, radii, reach=3.0):
+    for window, distance, _ in _neighbourhoods(pixels, step, centres, radii, reach=3.0):
         out[window] = np.maximum(out[window], _sigmoid((1.9 - distance) * 5))
     return out
 
 
-def _around(
-    pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, reach: float
+def _neighbourhoods(
+    pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, reach: float
 ) -> Iterator[tuple[tuple[slice, ...], Image, Image]]:
-    """Yield for each nucleus the part of the image within ``reach`` radii, the distance in radii there, its radii."""
-    for center, radius in zip(centers, radii, strict=True):
-        low = np.floor((center - reach * radius) / step).astype(int).clip(0)
-        high = np.minimum(np.ceil((center + reach * radius) / step).astype(int) + 1, pixels)
+    """Yield for each nucleus the part of the image within ``reach`` radii, the distances there in radii, its radii."""
+    for centre, radius in zip(centres, radii, strict=True):
+        low = np.floor((centre - reach * radius) / step).astype(int).clip(0)
+        high = np.minimum(np.ceil((centre + reach * radius) / step).astype(int) + 1, pixels)
         window = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
-        along = zip(window, step, center, radius, strict=True)
-        axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in along]
+        per_axis = zip(window, step, centre, radius, strict=True)
+        axes = [(np.arange(w.start, w.stop) * s - c) / r for w, s, c, r in per_axis]
         squares: Any = sum(np.square(axis) for axis in np.ix_(*axes))
         if squares.size:
             yield window, np.sqrt(squares), radius
 
 
-def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Image, rng: np.random.Generator) -> Image:
-    """Draw smooth random walks that start around the nuclei, about a pixel wide."""
+def _filaments(pixels: tuple[int, ...], step: Image, centres: Image, radii: Image, rng: np.random.Generator) -> Image:
+    """Draw smooth random walks, about a pixel wide, that start at the given ellipsoids."""
     dims, stride = len(pixels), 0.5 * PIXEL_UM["x"]
-    each, length = 8, int(4.5 * float(radii[:, -1].mean()) / stride)
-    owner = np.repeat(np.arange(len(centers)), each)
+    length = int(4.5 * float(radii[:, -1].mean()) / stride)
+    owner = np.repeat(np.arange(len(centres)), 8)
     angle = rng.uniform(0, 2 * np.pi, len(owner))
-    start = centers[owner].copy()
+    start = centres[owner].copy()
     start[:, -2:] += 0.9 * radii[owner][:, -2:] * np.stack([np.sin(angle), np.cos(angle)], 1)
     start[:, :-2] += 0.7 * radii[owner][:, :-2] * rng.uniform(-1, 1, (len(owner), dims - 2))
     turns = ndimage.gaussian_filter1d(rng.normal(0, 0.12, (len(owner), length)), 8, axis=1)
@@ -191,21 +191,21 @@ def _filaments(pixels: tuple[int, ...], step: Image, centers: Image, radii: Imag
     return _splat(pixels, points.reshape(-1, dims) / step, line * fade.ravel())
 
 
-def _puncta(pixels: tuple[int, ...], step: Image, where: Image, rng: np.random.Generator) -> Image:
-    """Draw point sources in the cytoplasm with widely varying brightness."""
-    weights = np.cumsum(where.ravel())
+def _puncta(pixels: tuple[int, ...], step: Image, density: Image, rng: np.random.Generator) -> Image:
+    """Draw point sources of a spatial density, with widely varying brightness."""
+    weights = np.cumsum(density.ravel())
     if weights[-1] <= 0:
         return np.zeros(pixels)
     count = round(0.6 * float(np.prod(np.array(pixels[-2:]) * step[-2:]) / 4))
     chosen = np.searchsorted(weights, rng.uniform(0, weights[-1], count))
-    corners = np.stack(np.unravel_index(chosen.clip(0, where.size - 1), pixels), 1)
+    corners = np.stack(np.unravel_index(chosen.clip(0, density.size - 1), pixels), 1)
     points = corners + rng.uniform(-0.5, 0.5, corners.shape)
     light = 5.0 if len(pixels) == 2 else 12.0
     return _splat(pixels, points, light * rng.lognormal(0, 0.35, count))
 
 
 def _splat(pixels: tuple[int, ...], points: Image, light: Image) -> Image:
-    """Add point sources at fractional pixel positions, split between the neighbouring pixels."""
+    """Draw point sources at fractional pixel positions, distributed over the neighbouring pixels."""
     out = np.zeros(pixels)
     base = np.floor(points).astype(int)
     part = points - base

@@ -222,7 +222,7 @@ TWICE = {f"{p}.{k}": v for p in ("network", "average") for k, v in original_gap(
         (changed("down_convs.0.conv1.weight", torch.ones(4)), "no GAP network"),
         (changed("conv_final.weight", torch.ones(0, 4, 1, 1)), "no GAP network"),
         (changed("conv_final.weight", torch.ones(2, 4, 1, 1)), "do not fit"),
-        (changed("down_convs.0.conv1.bias", [1, 2]), "among other things than tensors"),
+        (changed("down_convs.0.conv1.bias", [1, 2]), "stored with objects that are not tensors"),
         (original_gap(3, z_conv_stage=0).state_dict(), "z_conv_stage"),
     ],
     ids=range(14),
@@ -332,5 +332,5 @@ WRONG.append({"dtype": "X", "shape": [2], "data_offsets": [0, 8]})
 def test_broken_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a whole file of the safetensors format"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_safetensors(path)
