@@ -37,7 +37,8 @@ class Anchor(Filters):
     ``1 / (squared error)^2`` give a filter that is about as good as the best Gaussian at any brightness; a network only
     has to learn how to improve it. Version 2 adds a local fit (see ``fitted``), and scales the network's factor with
     the standard error of the filter. Version 3 smooths volumes differently along and across edges in the plane (see
-    ``steered``); 2D networks learn this equally well by themselves.
+    ``steered``); 2D networks learn this equally well by themselves. Version 4 bounds what a network changes (see
+    ``log_rate``).
 
     In training it records the brightness of its brightest input; with ``stored`` this is part of the state_dict.
     """
@@ -57,7 +58,9 @@ class Anchor(Filters):
             self.add(planar, along_z, 1 if planar < 2.4 else 2 if planar < 7 else 4)
         self.overlap: List[List[float]] = self._overlaps()
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none are near: 0.3 in the widest filter
-        self.fits, self.steers = version > 1, version > 2 and dim == 3
+        self.fits, self.steers, self.bounded = version > 1, version > 2 and dim == 3, version > 3
+        if self.bounded:  # marks bare weights: the shapes are those of version 3
+            self.register_buffer("version", torch.tensor(version), persistent=stored)
         self.n_features = 2 * self.n_scales + 3 + int(self.fits) + int(self.steers)
         self.n_answers = self.n_scales + 2  # both per channel
         self.fitted_scales, self.base = _FITTED[dim]
@@ -262,7 +265,9 @@ class Anchor(Filters):
         the network is unreliable, such as far above its trained brightness. The weights w_k are those of the errors
         times the exponential of the scale's number, with sum 1. ``floor e`` keeps the rate of empty images positive.
         From version 2 on, the fitted counts plus the network's change of the mixture replace the mixture, and r is
-        multiplied by the relative standard error of the filter, at most 1/2.
+        multiplied by the relative standard error of the filter, at most 1/2. From version 4 on, the result stays
+        between the fitted counts and the changed mixture: the fit contains only half of the mixture, and networks that
+        remove peaks of single photons from all of it left dark dots.
         """
         # NaN and infinities of networks that have diverged become 0, which leaves the filter as the result
         # in the layout of the counts: products of different layouts take twice the time
@@ -279,8 +284,11 @@ class Anchor(Filters):
         fitted, noise = smoothed[:, -1], torch.zeros_like(rate)
         for scale in range(self.n_scales):
             noise.add_(weight[:, scale], alpha=math.sqrt(self.overlap[scale][scale]))
-        change = rate - torch.sum(weight * scales, 1)
-        rate = torch.maximum(fitted + change, 0.3 * torch.minimum(fitted, rate)) + least
+        corrected, low = fitted + (rate - torch.sum(weight * scales, 1)), torch.minimum(fitted, rate)
+        if self.bounded:
+            rate = torch.maximum(torch.minimum(corrected, torch.maximum(fitted, rate)), low) + least
+        else:
+            rate = torch.maximum(corrected, 0.3 * low) + least
         relative_error = torch.clamp(noise / torch.sqrt(rate + 0.3 * noise * noise), max=0.5)
         return torch.log(rate) + relative_error * bounded[:, 0]
 

@@ -123,7 +123,8 @@ def describe(
     limits, range_from = settings.pop(RANGE, (None, "assumed"))
     facts, inputs = _settings_from_shapes(weights, path)
     if settings.keys().isdisjoint(("levels", "log1p")):
-        facts |= _anchor_settings(facts["dim"], inputs, facts["channels"])
+        bounded = "anchor.version" in weights
+        facts |= _anchor_settings(facts["dim"], inputs, facts["channels"], bounded)
     settings = {name: (fact, "weights") for name, fact in facts.items()} | settings
     if "anchor" not in facts:
         original = list(weights)[:2] == ["conv_final.weight", "conv_final.bias"]
@@ -202,9 +203,9 @@ def _settings_from_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> tu
         raise _no_network(path, "its convolutions have unexpected shapes") from None
 
 
-def _anchor_settings(dim: int, inputs: int, answers: int) -> dict[str, Any]:
+def _anchor_settings(dim: int, inputs: int, answers: int, bounded: bool) -> dict[str, Any]:
     """Return the settings of the anchored network with these numbers of inputs and answers; empty if there is none."""
-    for version in (1, 3, 2):  # in 2D, versions 2 and 3 are the same
+    for version in (4,) if bounded else (1, 3, 2):  # in 2D, versions 2 and 3 are the same
         anchor = Anchor(dim, version)
         channels = answers // anchor.n_answers
         if channels and (inputs, answers) == (channels * anchor.n_features, channels * anchor.n_answers):

@@ -16,7 +16,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
-    anchor = random_network(dim=dim, anchor=True, anchor_version=3).anchor
+    anchor = random_network(dim=dim, anchor=True, anchor_version=4).anchor
     photons = torch.poisson(torch.full((2, 5, 53, 38), 3.0), torch.Generator().manual_seed(0))
     for first, count, enlarge in (
         (0, anchor.n_scales, True),
@@ -29,7 +29,7 @@ def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
 
 
 def test_without_a_gpu_nothing_is_recorded() -> None:
-    network = random_network(anchor=True, anchor_version=3)
+    network = random_network(anchor=True, anchor_version=4)
     recorded = Recorded(network)
     for _ in range(3):
         assert torch.equal(recorded(PHOTONS), network(PHOTONS))
@@ -38,7 +38,7 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
 @on_gpu
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_recorded_network_follows_its_input_and_its_weights(dim: int) -> None:
-    network = random_network(dim=dim, anchor=True, anchor_version=3).cuda().requires_grad_(False)
+    network = random_network(dim=dim, anchor=True, anchor_version=4).cuda().requires_grad_(False)
     recorded = Recorded(network)
     for exposure in (0.1, 1.0, 10.0, 100.0):
         photons = torch.poisson(torch.full((1, 1, *(24, 40, 48)[-dim:]), exposure, device="cuda"))
@@ -48,7 +48,7 @@ def test_a_recorded_network_follows_its_input_and_its_weights(dim: int) -> None:
 
 @on_gpu
 def test_recorded_steps_of_muon_are_those_of_the_cpu() -> None:
-    networks = [random_network(anchor=True, anchor_version=3), random_network(anchor=True, anchor_version=3).cuda()]
+    networks = [random_network(anchor=True, anchor_version=4), random_network(anchor=True, anchor_version=4).cuda()]
     for network in networks:
         weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
         optimizer, generator = Muon(weights, [], lr=0.01), torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def test_recorded_steps_of_muon_are_those_of_the_cpu() -> None:
 
 @on_gpu
 def test_the_gpu_and_the_cpu_agree() -> None:
-    network = random_network(anchor=True, anchor_version=3)
+    network = random_network(anchor=True, anchor_version=4)
     expected = TiledNetwork(copy.deepcopy(network))(PHOTONS)
     found = TiledNetwork(network, device="cuda")
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_the_gpu_and_the_cpu_agree() -> None:
 
 @on_gpu
 def test_recorded_training_has_the_gradients_of_plain_one() -> None:
-    networks = [random_network(anchor=True, anchor_version=3).cuda().train().requires_grad_(True) for _ in range(2)]
+    networks = [random_network(anchor=True, anchor_version=4).cuda().train().requires_grad_(True) for _ in range(2)]
     photons = PHOTONS.cuda()
     kept = record_training(networks[0], photons)
     for network in networks:

@@ -25,8 +25,9 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 2, "anchor_version": 1},
     {"dim": 3, "anchor_version": 1},
     {"dim": 3, "anchor_version": 2},
+    {"dim": 3, "anchor_version": 3},
 ]
-SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 3}
+SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 4}
 
 
 OLD_LOG_RATES = [1.316105604171753, 1.2373114824295044, 0.8275614976882935]  # of three pixels
@@ -50,7 +51,7 @@ def median_change(values: Tensor, other: Tensor) -> float:
     return abs(float(values.median() / other.median()) - 1)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("mean", [0.03, 1.0, 100.0, 1e4])
 def test_untrained_networks_are_filters_with_the_right_total(dim: int, mean: float, version: int) -> None:
@@ -155,7 +156,7 @@ def test_hot_pixels_are_those_that_cameras_name() -> None:
 
 def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
     torch.manual_seed(0)
-    network = UNet(depth=2, start_filts=4, anchor=True, anchor_version=3)
+    network = UNet(depth=2, start_filts=4, anchor=True, anchor_version=4)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     rng = np.random.default_rng(0)
     truth = 1 + 0.9 * np.sin(np.arange(64) / 4)[:, None] * np.sin(np.arange(64) / 5)
@@ -209,7 +210,7 @@ def test_how_bright_the_training_was_is_kept_with_the_weights() -> None:
 
 
 def test_generation_from_nothing_spreads_and_then_settles() -> None:
-    network = UNet(depth=2, start_filts=2, anchor=True, anchor_version=3)
+    network = UNet(depth=2, start_filts=2, anchor=True, anchor_version=4)
     empty = torch.zeros(1, 1, 48, 48)
     assert float(network(empty).std()) < 1e-3
     one = empty.clone()
@@ -247,7 +248,7 @@ def test_the_local_fit_beats_the_best_gaussian_and_the_weights_by_errors(level: 
     error = lambda rate: float((rate - truth).square().mean())  # noqa: E731
     filters = [ndimage.gaussian_filter(counts[0, 0].double().numpy(), sigma) for sigma in np.geomspace(0.4, 12, 18)]
     best = min(error(torch.from_numpy(image)[None, None]) for image in filters)
-    errors = [error(UNet(depth=1, start_filts=1, anchor=True, anchor_version=v)(counts).exp()) for v in (1, 2, 3)]
+    errors = [error(UNet(depth=1, start_filts=1, anchor=True, anchor_version=v)(counts).exp()) for v in (1, 2, 3, 4)]
     assert max(errors[1:]) < 0.9 * best
     assert max(errors[1:]) < errors[0]
 
@@ -302,9 +303,25 @@ def test_the_fit_is_unbiased_about_its_own_noise(version: int) -> None:
 @pytest.mark.parametrize("level", [0.01, 0.04, 0.1])
 def test_single_photons_leave_no_specks(level: float) -> None:
     counts = torch.from_numpy(np.random.default_rng(0).poisson(level, (3, 1, 192, 192)).astype(np.float32))
-    rate = UNet(depth=1, start_filts=1, anchor=True, anchor_version=3)(counts).exp().detach().numpy()
+    rate = UNet(depth=1, start_filts=1, anchor=True, anchor_version=4)(counts).exp().detach().numpy()
     above = rate - ndimage.gaussian_filter(rate, (0, 0, 2, 2))
     assert abs(float(above[counts.numpy() > 0].mean())) < 0.08 * level
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_networks_that_remove_a_photons_peak_leave_no_dark_dot(dim: int) -> None:
+    size = (9, 64, 64)[3 - dim :]
+    counts = torch.poisson(torch.full((1, 1, *size), 0.03), torch.Generator().manual_seed(0))
+    counts[..., 32, 32] = 2
+    rates = []
+    for version in (3, 4):
+        anchor = Anchor(dim, version).eval()
+        answer = torch.full((1, anchor.n_answers, *size), -9.0)  # the network takes the two widest filters
+        answer[:, 0], answer[:, anchor.n_scales - 1 : -1] = 0.0, 9.0
+        rates.append(anchor.log_rate(answer, *anchor(counts)[1:]).exp()[..., 32, 32])
+    assert float(rates[0].min()) < 0.4 * 0.03
+    assert float(rates[1].min()) > 0.9 * 0.03
+    assert float(rates[1].max()) < 1.3 * 0.03
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -314,7 +331,7 @@ def test_gaps_between_what_is_bright_stay_dark(dim: int, width: int) -> None:
     gap = slice(48 - width // 2, 48 - width // 2 + width)
     rate[..., gap] = 10.0
     counts = torch.from_numpy(np.random.default_rng(0).poisson(rate)[None, None].astype(np.float32))
-    network = UNet(dim=dim, depth=1, start_filts=1, anchor=True, anchor_version=3).eval()
+    network = UNet(dim=dim, depth=1, start_filts=1, anchor=True, anchor_version=4).eval()
     inside = network(counts).detach().exp()[..., 20:76, gap.start + 3 : gap.stop - 3]
     assert float(inside.mean()) == pytest.approx(10, rel=0.2)
 
@@ -338,11 +355,11 @@ def test_settings_that_name_an_encoding_are_those_of_plain_networks() -> None:
 
 
 def test_runs_and_zips_of_before_keep_the_first_anchor() -> None:
-    assert NetworkConfig().anchor_version == 3
+    assert NetworkConfig().anchor_version == 4
     stored = {name: value for name, value in NetworkConfig().model_dump().items() if name != "anchor_version"}
     assert NetworkConfig.model_validate(stored).anchor_version == 1
     assert RunConfig.from_dict({"network": stored}).network.anchor_version == 1
-    assert RunConfig.from_dict(RunConfig().model_dump()).network.anchor_version == 3
+    assert RunConfig.from_dict(RunConfig().model_dump()).network.anchor_version == 4
     counts = torch.arange(12 * 20.0).reshape(1, 1, 12, 20) % 7
     old = UNet(depth=1, start_filts=1, anchor=True)(counts)
     np.testing.assert_allclose(old[0, 0, 3, [0, 7, 19]].detach(), OLD_LOG_RATES, rtol=1e-6)
