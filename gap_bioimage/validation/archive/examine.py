@@ -1,4 +1,4 @@
-"""All that is said of a package without running its model."""
+"""Validate a package without running its model."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from gap_bioimage.validation.archive.description import Description, format_chec
 from gap_bioimage.validation.archive.package import Package, few
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, archive_check, one_sentence
 
-# after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
+# if one of these fails, bioimageio.spec does not see the files: it would repeat the error, or read unsafe files
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
 _TENSORS = ("inputs", "outputs", "test_")
 
 
 @dataclass
 class Examined:
-    """What was found."""
+    """The result of `examine`."""
 
-    checks: list[Check] = field(default_factory=list)  # of archive and format, and of weights that lie on a server
+    checks: list[Check] = field(default_factory=list)  # of archive and format, and of weights on a server
     description: Description | None = None  # None if it is invalid
-    is_model: bool = True  # whether it says that it is a model's; if not, programs have nothing to say about it
+    is_model: bool = True  # whether its type is model; if not, the rules of programs do not apply
     why_not_run: str = ""  # why the model cannot be run, in a sentence; empty if it can
 
     @property
@@ -60,7 +60,7 @@ def github_users(package: Package) -> str | None:
 
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
-    """Judge the description and the files that it names, or the description as if no file lay beside it."""
+    """Validate the description and the files that it names, or the description alone."""
     every = [made for made in registry.definitions("archive") if made.consumer != "format"]
     asked = [registry.definition("archive.references")] if description_only else every
     found, needed, kind = Examined([made.judge(package) for made in asked]), _needed(package), package.rdf.get("type")
@@ -72,7 +72,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         found.is_model = False
     elif "archive.references" not in found.failed:
         of_format = [registry.definition(name).judge(package) for name in ("format.version", "format.github_user")]
-        found.checks += [check for check in of_format if check.message != "kept"]  # nobody is named
+        found.checks += [check for check in of_format if check.message != "kept"]  # no GitHub names are given
         if "format.version" in found.failed:
             found.checks.append(registry.definition("format.valid").skipped("not judged in an unknown format"))
         else:
@@ -93,7 +93,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
 
 
 def _untestable(valid: Description | None) -> list[Check]:
-    """That bioimageio.core's test fails where a test tensor is not named, which format 0.5 allows."""
+    """Return a failed core.test if a tensor has no test_tensor, which format 0.5 allows but bioimageio.core needs."""
     tensors = [*valid.as_written.inputs, *valid.as_written.outputs] if valid else []
     names = [repr(str(tensor.id)) for tensor in tensors if getattr(tensor, "test_tensor", tensor) is None]
     text, fix = "bioimageio.core's test needs those of all inputs and outputs", "Save it with numpy.save, and name it."
@@ -101,7 +101,7 @@ def _untestable(valid: Description | None) -> list[Check]:
 
 
 def _needed(package: Package) -> str:
-    """Remote files without which nothing can be run: tensors, processing, or all of the weights."""
+    """Name the remote files without which nothing can be run: tensors, processing, or all of the weights."""
     given = package.rdf.get("weights")
     is_all = not isinstance(given, dict) or {*package.remote_weights} >= {*given}
     wanted = (*_TENSORS, "weights.") if is_all else _TENSORS

@@ -1,4 +1,4 @@
-"""The files that a description names: inside the package, there, unchanged, plain arrays, and pickles without code."""
+"""Checks of the files that a description names: location, presence, hashes, arrays, and pickles without code."""
 
 import hashlib
 import io
@@ -12,15 +12,15 @@ from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, arc
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
-# without these programs cannot run a model; of the rest, bioimageio.spec wants what descriptions of format 0.5 name
+# programs cannot run a model without these; bioimageio.spec requires the other files in format 0.5 only
 _NEEDED = ("weights", "inputs", "outputs", "test_", "source", "dependencies")
 _NPY = b"\x93NUMPY"
 
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
-_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, a number
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, torch's magic number
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)", re.DOTALL)  # a text, then a mapping
+_KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)", re.DOTALL)  # a text and a mapping
 _NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
 _SAVE = "torch.save(model.state_dict(), ...)"
 _HOW_TO_SAVE = {"torchscript": "torch.jit.save", "pytorch_state_dict": _SAVE}
@@ -29,7 +29,7 @@ _FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer 
 
 
 def _local(package: Package) -> list[FileReference]:
-    """References to files that may lie in the package, each file and hash once."""
+    """Return the references to files in the package, each file and hash once."""
     local = [r for r in package.references if not r.is_remote and not unsafe_path(r.path)]
     return list({(r.path, r.sha256): r for r in local}.values())
 
@@ -42,9 +42,9 @@ def inside(package: Package) -> Outcome | str:
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
     dangers += [f"{r.told} is no address that programs download from; they know http and https"
                 for r in package.remote if not re.match(r"\s*https?:", r.path, re.IGNORECASE)]  # fmt: skip
-    # Other formats' fields may name files too: whatever names one outside is not to be read.
+    # Fields of other formats may name files, too: none may name a file outside the package.
     for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
-        # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
+        # also in the notations of formats 0.3 and 0.4: file.py:Callable, conda:file.yaml
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
             dangers.append(f"{shown(text)} is a file outside the package")
@@ -54,7 +54,7 @@ def inside(package: Package) -> Outcome | str:
 @archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs find no description", fix="Name it rdf.yaml.",
                repair="rename_description")  # fmt: skip
 def findable(package: Package) -> str | None:
-    """A description by a name that programs look for in a zip."""
+    """A description under a name that programs look for in a zip."""
     is_lost = package.rdf_name.endswith(".yml") and package.source.name != package.rdf_name
     return f"the description is named {package.rdf_name}" if is_lost else None
 
@@ -62,7 +62,7 @@ def findable(package: Package) -> str | None:
 @archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome:
-    """Every file that the description names; a warning where programs run the model without it."""
+    """Every file that the description names; a warning if programs can run the model without it."""
     twins, absent, is_needed = {fold(name): name for name in package.names}, list[str](), False
     for reference in _local(package):
         path = package.file(reference.path)
@@ -80,7 +80,7 @@ def present(package: Package) -> Outcome:
 
 
 def absence(path: Path | None) -> str:
-    """Why a file is not what its name says; empty if it may be."""
+    """Return why a file is absent or only a pointer of Git LFS; empty if it is neither."""
     if path is None:
         return "is not there"
     with path.open("rb") as file:
@@ -93,7 +93,7 @@ def absence(path: Path | None) -> str:
     fix="Download it again; if you changed the file on purpose, write its own sha256 into the description.",
 )  # fmt: skip
 def unchanged(package: Package) -> Outcome | str:
-    """Files with the sha256 that the description states."""
+    """Files whose sha256 is the one stated in the description."""
     there = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
     stated = [(r, path, r.sha256.lower()) for r, path in there if r.sha256 is not None]
     wrong = [f"{r.where}: {shown(r.path)} does not have the stated sha256"
@@ -112,13 +112,13 @@ def local(package: Package) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 sum of a file, as 64 lower-case hexadecimal digits."""
+    """Return the sha256 sum of a file as 64 lower-case hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_array(path: Path) -> Any:
-    """An .npy file, memory-mapped; `ValueError` where it is no plain array that is as large as it says."""
+    """Memory-map an .npy file; `ValueError` if it is not a plain array of the size that its header states."""
     import numpy as np
 
     try:
@@ -139,7 +139,7 @@ def read_array(path: Path) -> Any:
                breaks="reading them fails or fills the memory, or they test nothing",
                fix="Write it again with numpy.save, as a plain array of finite numbers.")  # fmt: skip
 def tensors(package: Package) -> Outcome:
-    """Test tensors that are plain arrays of finite numbers, as large as they say."""
+    """Test tensors that are plain arrays of finite numbers, of the size that their headers state."""
     import numpy as np
 
     problems, tested = list[str](), {r.path for r in package.references if "test_" in r.where} & package.named.keys()
@@ -154,7 +154,7 @@ def tensors(package: Package) -> Outcome:
             continue
         if array is None:
             problems.append(f"{shown(name)} is not an .npy file")
-        # comparisons with these pass whatever a model makes
+        # comparisons with these pass for any output
         elif array.dtype.kind in "fc" and not np.isfinite(array).all():
             problems.append(f"{shown(name)} holds values that are not finite numbers")
         elif not array.size:
@@ -164,16 +164,16 @@ def tensors(package: Package) -> Outcome:
 
 
 class _PickleError(ValueError):
-    """What is wrong with a file, and what to do about it."""
+    """A problem with a file, and its fix."""
 
 
 @archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run anything",
                fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
 def pickles(package: Package) -> Outcome:
-    """Weights that are numbers, without code."""
+    """Weights that hold numbers, without code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
-    found: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
+    found: dict[bool, list[str]] = {True: [], False: []}  # problems of weights, and of other files
     fixes, n_scanned = [], 0
     for name, path in package.named.items():
         try:
@@ -181,14 +181,14 @@ def pickles(package: Package) -> Outcome:
         except _PickleError as error:
             found[name in weights].append(f"{shown(name)} {error.args[0]}")
             fixes.append(error.args[1])
-    if fixes:  # what is only attached is loaded by nobody but people
+    if fixes:  # programs do not load other files than weights
         status: Status = "failed" if found[True] else "warning"
         return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
     return Outcome("passed", f"{n_scanned} files with pickles, which hold plain weights")
 
 
 def scan(path: Path, weights_format: str) -> bool:
-    """Whether a file holds pickles, all harmless; raises `_PickleError` where they are not, or say nothing."""
+    """Return whether a file holds pickles; `_PickleError` if one is harmful or cannot be judged."""
     with path.open("rb") as file:
         head = file.read(MAX_PICKLE_BYTES)
     is_pickle, is_zip = _PICKLE.match(head) is not None, head.startswith(b"PK\x03\x04")
@@ -199,7 +199,7 @@ def scan(path: Path, weights_format: str) -> bool:
         raise _damaged(weights_format, "it does not begin as torch writes it")
     try:
         contents = _pickles_in(path) if is_zip else [head]
-    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+    except Exception as error:  # zipfile and the decompressors may raise anything
         raise _damaged(weights_format, one_sentence(error, 120)) from None
     if how and contents == []:
         raise _damaged(weights_format, "it is a zip of other files")
@@ -213,7 +213,7 @@ def scan(path: Path, weights_format: str) -> bool:
 
 
 def _pickles_in(path: Path) -> list[bytes] | None:
-    """The pickles in a zip; None of TorchScript, since only torch.jit.load reads it, by names in its own code."""
+    """Return the pickles in a zip; None for TorchScript, which only torch.jit.load reads, by names in its own code."""
     with open_zip(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
@@ -229,7 +229,7 @@ def _damaged(weights_format: str, why: str) -> _PickleError:
 
 
 def _scan_pickle(content: bytes, weights_format: str) -> None:
-    """Hold what pickles in a row import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
+    """Compare the imports of consecutive pickles, listed by torch's own scan, to what ``weights_only=True`` accepts."""
     from torch._weights_only_unpickler import _get_allowed_globals, get_globals_in_pkl
 
     file, names = io.BytesIO(content), set[str]()
@@ -238,7 +238,7 @@ def _scan_pickle(content: bytes, weights_format: str) -> None:
             break
         try:
             names |= get_globals_in_pkl(file)
-        except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
+        except Exception as error:  # of any kind: such a pickle may do anything
             if "Unsupported operand" not in str(error):
                 raise _damaged(weights_format, "its pickle breaks off") from None
             text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"

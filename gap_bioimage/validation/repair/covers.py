@@ -1,4 +1,4 @@
-"""The repair of covers: those that are there, of a shape that the zoo shows whole, and small enough."""
+"""The repair of covers: remove missing ones, and fit the others to the zoo's aspect ratios and largest size."""
 
 import io
 from pathlib import PurePosixPath
@@ -14,7 +14,7 @@ _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def covers(editor: PackageEditor) -> None:
-    """Leave out covers that are not there, and fit those that are too large or of another shape."""
+    """Leave out covers that are missing, and fit those that are too large or have another aspect ratio."""
     listed = editor.rdf.get("covers")
     listed = listed if isinstance(listed, list) else []
     there = [cover for cover in listed if is_url(str(source_of(cover))) or editor.model.file_of(cover) is not None]
@@ -29,7 +29,7 @@ def covers(editor: PackageEditor) -> None:
 
 
 def _fit(editor: PackageEditor, name: str) -> None:
-    """Give a cover a margin where the zoo wants another shape, and fewer pixels until it is small enough."""
+    """Pad a cover to an aspect ratio that the zoo shows in full, and shrink it until it is small enough."""
     path, buffer = editor.folder / name, io.BytesIO()
     kind, n_bytes = _KINDS[path.suffix.lower()], path.stat().st_size
     with Image.open(path) as opened:

@@ -1,4 +1,4 @@
-"""What becomes of the checks: pages for people and machines, some from the templates that lie beside this."""
+"""Reports for people and machines, some of them from the templates in this folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def printable(text: str) -> str:
-    """The text with a replacement sign for every character that XML 1.0 forbids, lone surrogates among them."""
+    """Replace every character that XML 1.0 forbids, including lone surrogates, by a replacement character."""
     return _FORBIDDEN.sub("\ufffd", text)
 
 
 def with_missed_test(report: Report) -> Report:
-    """The report for continuous integration, where a model that was not run is an error, as the exit code says."""
+    """Return the report for continuous integration: a model that was not run is an error, as in the exit code."""
     if report.status != "not-run":
         return report
     checks = (replace(check, status="error") if check.id == "core.test" else check for check in report.checks)
@@ -26,7 +26,7 @@ def with_missed_test(report: Report) -> Report:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; what goes into HTML and XML is escaped, and UTF-8 can encode it."""
+    """Fill in a template of this folder; values are escaped for HTML and XML, and UTF-8 can encode the result."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Reports for programs: SARIF 2.1.0, annotations of GitHub, and the JSON report's own schema."""
+"""Reports for programs: SARIF 2.1.0, GitHub annotations, and the schema of the JSON report."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
-    """What is to be done about a model: how bad it is, the id of the check, and a text."""
+    """Yield the findings that need action: the level, the id of the check, and a text."""
     for check in with_missed_test(report).checks:
         text = f"{check.message}. To do: {check.fix}" if check.fix else check.message
         if check.status in ("failed", "error"):
@@ -28,7 +28,7 @@ def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
 
 
 def render_sarif(reports: Sequence[Report]) -> str:
-    """One run of SARIF with all findings, each at the first line of its model."""
+    """Return one run of SARIF with all findings, each at the first line of its model."""
     results = []
     for report in reports:
         path = Path(report.model)
@@ -47,7 +47,7 @@ def render_sarif(reports: Sequence[Report]) -> str:
 
 
 def render_github(reports: Sequence[Report]) -> str:
-    """Workflow commands that GitHub shows as annotations, the worst first, since it shows the first ten."""
+    """Return workflow commands that GitHub shows as annotations, the worst first, since it shows only ten."""
     lines: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
     for report in reports:
         for level, check_id, text in _findings(report):
@@ -66,7 +66,7 @@ def _property(text: str) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of what ``validate --json`` writes of one model; of several it writes a list of these."""
+    """Return the JSON schema of ``validate --json`` for one model; for several models, it writes a list of these."""
     from pydantic import create_model
 
     optional: dict[str, Any] = {"was_run": (bool, True), "description_only": (bool, False)}

@@ -12,7 +12,7 @@ from gap_bioimage.validation.reports import render
 from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, Verdict, how_to_run, programs
 
 _WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
-# what is to be done, the worst first: how bad (a colour's name), and the same in words
+# kinds of findings, the worst first: the colour's class, and the label
 _TODO = {
     "failed": ("fails", "failed"), "needed": ("fails", "needed"), "error": ("unknown", "unknown"),
     "warning": ("warning", "advice"), "skipped": ("unknown", "not checked"),
@@ -20,7 +20,7 @@ _TODO = {
 
 
 def render_html(reports: Sequence[Report]) -> str:
-    """One page that explains the reports; it loads and runs nothing, and texts from models are escaped."""
+    """Return one page that explains the reports; it loads and runs nothing, and texts from models are escaped."""
     judged = {entry.consumer for report in reports for entry in report.verdicts}
     return render(
         "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
@@ -30,7 +30,7 @@ def render_html(reports: Sequence[Report]) -> str:
 
 
 def _page(report: Report, anchor: str) -> dict[str, Any]:
-    """What the template shows of one report, besides the report itself."""
+    """Return what the template needs for one report, including the report itself."""
     groups = [(name, [check for check in report.checks if check.consumer == name]) for name in consumers()]
     checks = {check.id: check for check in report.checks}
     found, (headline, *sentences) = {entry.verdict for entry in report.verdicts}, _sentences(report)
@@ -47,7 +47,7 @@ def _page(report: Report, anchor: str) -> dict[str, Any]:
 
 
 def _sentences(report: Report) -> Iterator[str]:
-    """Who will run the model and who will not, and why: the headline, then one sentence for each reason."""
+    """Yield the headline, which names the programs that run the model, and one sentence per reason against others."""
     if works := [entry for entry in report.verdicts if entry.verdict == "works"]:
         yield f"This model works in {_names(works)}."
     elif report.verdicts:
@@ -71,13 +71,13 @@ def _names(found: Sequence[Verdict]) -> str:
 
 
 def _todo(report: Report) -> list[tuple[str, str, Check]]:
-    """What failed, then what a partner needs, then advice, then what was not checked but can be."""
+    """Return failures, then unmet needs of partners, raised checks, advice, and checks that can still be made."""
     fails = {entry.consumer for entry in report.verdicts if entry.verdict == "fails"}
     found: dict[str, list[Check]] = {kind: [] for kind in _TODO}
     for check in report.checks:
         made, kind = registry().get(check.id), str(check.status)
         if kind == "warning" and check.consumer in fails and not consumers()[check.consumer].base:
-            # a partner's broken rule is reported as a warning where nobody asked for that partner
+            # a failed check of a partner that was not requested is reported as a warning
             kind = "needed" if made is None or made.severity == BLOCKS else kind
         told = kind == "skipped" and check.fix in {"", *(other.fix for other in found["skipped"])}
         if kind != "passed" and not told:

@@ -25,7 +25,7 @@ _COLUMNS = ("check", "it asks for", "without it", "what to do", "known from")
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print a report as a table, one group per consumer; what passed takes one line per group."""
+    """Print a report as a table, one group per consumer; passed checks are only counted."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -43,7 +43,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_row()
     above = ""
     for entry in report.verdicts:
-        reason = "" if entry.reason == above else escape(entry.reason)  # what everybody shares is said once
+        reason = "" if entry.reason == above else escape(entry.reason)  # a shared reason is printed once
         above = entry.reason
         table.add_row(consumers()[entry.consumer].title, f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]", reason)
     console.print(table)
@@ -70,8 +70,8 @@ def _table(n_columns: int) -> Table:
 
 
 def _is_dull(check: Check) -> bool:
-    """What the table only counts: rules that are kept, or that do not apply to this model."""
-    if check.consumer in ("core", "run") or check.id == "fiji.older_engine":  # what ran, the latter on request
+    """Return whether the table only counts a check: it passed, or does not apply to this model."""
+    if check.consumer in ("core", "run") or check.id == "fiji.older_engine":  # these ran, the last one on request
         return False
     return check.status == "passed" or (check.status == "skipped" and not check.fix)
 
@@ -83,11 +83,11 @@ def _summary(checks: Sequence[Check]) -> str:
 
 
 def print_submission(report: Report) -> None:
-    """What the zoo asks of a model as a list with ticks, and the way of a model into the zoo."""
+    """Print the zoo's requirements as a list with ticks, and the steps of a submission."""
     asking = [*(name for name, entry in consumers().items() if entry.base), "zoo", "bioengine"]
     checks = [check for check in report.checks if check.id != "zoo.id"]
     groups = [(name, [check for check in checks if check.consumer == name]) for name in asking]
-    # what was skipped for good reason has no fix; but nothing is known of a model that was not run
+    # checks that were skipped for good reason have no fix; but without core.test, nothing is known about the model
     skipped = {check.id for check in checks if check.status == "skipped" and not check.fix} - {"core.test"}
     good = skipped | {check.id for check in checks if check.status == "passed"}
     has_id = any(check.id == "zoo.id" and check.status == "warning" for check in report.checks)
@@ -96,7 +96,7 @@ def print_submission(report: Report) -> None:
 
 
 def render_junit(reports: Sequence[Report]) -> str:
-    """One suite per model, one case per check, as XML; warnings pass and are told in ``system-out``.
+    """Return XML with one suite per model and one case per check; warnings pass and are listed in ``system-out``.
 
     A model that should have been run and was not is an error of its test.
     """
@@ -104,12 +104,12 @@ def render_junit(reports: Sequence[Report]) -> str:
 
 
 def as_markdown() -> str:
-    """The page ``docs/checks.md``: every check, grouped by who needs it."""
+    """Return the page ``docs/checks.md``: every check, grouped by consumer."""
     return render("checks.md.j2", consumers=consumers(), checks=registry().values(), columns=_COLUMNS, texts=_texts)
 
 
 def as_table() -> Table:
-    """The same for a terminal."""
+    """Return the same list for a terminal."""
     from rich.markup import escape
 
     table = _table(2)
