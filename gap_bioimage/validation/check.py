@@ -25,7 +25,7 @@ Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: th
 # fix of checks that need the package's Python code
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
 # fix of checks during which the model raised an exception
-RUNS = "See that the model runs in Python by itself, on its test inputs and all sizes that it declares."
+RUNS = "Make sure that the model runs in Python on its own, with its test inputs and with all sizes that it declares."
 _LONGEST_TEXT = 900
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
@@ -93,26 +93,26 @@ class Picture:
 def raised(error: Exception) -> Outcome:
     """Return the outcome of a check that itself raised an exception."""
     text = f"this check itself raised {type(error).__name__}: {one_sentence(error, 120)}"
-    return Outcome("error", text, "Report it with your model.")
+    return Outcome("error", text, "Report this error together with your model.")
 
 
 def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
     """Merge one check's outcomes for several weights formats: the worst status, and each message once."""
-    found = list(outcomes)
-    worst = max((outcome for _, outcome in found), key=lambda outcome: _RANK[outcome.status])
-    grouped: dict[str, list[str]] = {}
-    for weights_format, outcome in found:
-        grouped.setdefault(outcome.message, []).append(weights_format)
-    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in grouped.items())
-    return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in found for item in outcome.evidence))
+    pairs = list(outcomes)
+    worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
+    formats: dict[str, list[str]] = {}
+    for weights_format, outcome in pairs:
+        formats.setdefault(outcome.message, []).append(weights_format)
+    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
+    return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in pairs for item in outcome.evidence))
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
     """Shorten an error text to one line of ``limit`` characters; of a TorchScript traceback, keep the exception."""
-    told = _DECORATION.sub("", str(text))
-    if "TorchScript interpreter" in told and (raised := re.search(r"^[\w.]+(Error|Exception): .*", told, re.MULTILINE)):
-        told = raised[0]
-    flat = " ".join(told.split())
+    plain = _DECORATION.sub("", str(text))
+    if "TorchScript interpreter" in plain and (found := re.search(r"^[\w.]+(Error|Exception): .*", plain, re.M)):
+        plain = found[0]
+    flat = " ".join(plain.split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
@@ -159,7 +159,7 @@ class Definition:
         """The consumer's id: the part of the check's id before the dot."""
         return self.id.split(".", 1)[0]
 
-    def passed(self, message: str = "kept") -> Check:
+    def passed(self, message: str = "no problem found") -> Check:
         """Return a passed check."""
         return self.check(Outcome("passed", message))
 
@@ -176,17 +176,17 @@ class Definition:
         softened = outcome.status == "failed" and self.severity != BLOCKS
         status, fix = "warning" if softened else outcome.status, outcome.fix
         if status in ("failed", "warning"):
-            mended = " `gap-bioimage repair` does this where it can." if self.repair else ""
-            fix = f"{fix or self.fix}{mended}".strip()
+            repair = " `gap-bioimage repair` does this where possible." if self.repair else ""
+            fix = f"{fix or self.fix}{repair}".strip()
         return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
         """Return why a rule does not apply to a model (its ``weights`` and ``version``); empty if it does."""
         if self.weights and not set(self.weights) & set(model.weights):
-            return f"no {' or '.join(self.weights)} weights are given"
-        if others := [name for name in self.unless if name in model.weights]:
-            return f"there are {' and '.join(others)} weights"
-        return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"
+            return f"there are no {' or '.join(self.weights)} weights"
+        if excluded := [name for name in self.unless if name in model.weights]:
+            return f"there are {' and '.join(excluded)} weights"
+        return "" if model.version.startswith(self.versions) else f"only for descriptions of format {self.versions}"
 
     def judge(self, subject: Any) -> Check:
         """Run a rule on a `model.Model`, or an archive check on a package; exceptions become lines of the report."""
@@ -198,7 +198,7 @@ class Definition:
             if isinstance(error, OSError) and error.filename is not None:  # the fault of the file, not of the check
                 return self.violated(f"{error.filename} cannot be read: {error.strerror}")
             if self.kind == "rule" and subject.valid is None:  # format.valid fails, with the reason
-                return self.skipped(f"the description could not be understood here: {raised(error).message}")
+                return self.skipped(f"the description has an unexpected form: {raised(error).message}")
             return self.check(raised(error))
 
     def outcome_of(self, subject: Any) -> Outcome:
@@ -206,12 +206,12 @@ class Definition:
         if self.function is None:
             raise TypeError(f"{self.id} is declared without a function")
         try:
-            found = self.function(subject)
+            result = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason), reason.fix)
-        if isinstance(found, str):
-            return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found)
-        return found or Outcome("passed", "kept")
+        if isinstance(result, str):
+            return Outcome("failed", f"{one_sentence(result)}: {self.breaks}" if self.breaks else result)
+        return result or Outcome("passed", "no problem found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,15 +238,16 @@ def consumer(name: str, title: str, about: str, place: int, **details: Any) -> N
 
 def declare(check_id: str, kind: Kind, severity: Severity, source: str = "", **details: Any) -> Definition:
     """Declare a check; one without a function is reported through the returned `Definition`."""
-    made = Definition(check_id, kind, severity, source=source, **details)
+    declared = Definition(check_id, kind, severity, source=source, **details)
     if check_id in _CHECKS:
         raise ValueError(f"the check {check_id} is declared twice")
-    if not made.asks:
-        made = replace(made, asks=(getattr(made.function, "__doc__", None) or "").strip().partition("\n")[0])
-    return _CHECKS.setdefault(check_id, made)
+    if not declared.asks:
+        docstring = getattr(declared.function, "__doc__", None) or ""
+        declared = replace(declared, asks=docstring.strip().partition("\n")[0])
+    return _CHECKS.setdefault(check_id, declared)
 
 
-def _declared(
+def _declaring(
     kind: Kind, check_id: str, severity: Severity, source: str = "", **details: Any
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that declares a function as a check of a kind; the arguments are those of `declare`."""
@@ -258,8 +259,8 @@ def _declared(
     return register
 
 
-rule, archive_check = functools.partial(_declared, "rule"), functools.partial(_declared, "archive")
-run_check = functools.partial(_declared, "run")
+rule, archive_check = functools.partial(_declaring, "rule"), functools.partial(_declaring, "archive")
+run_check = functools.partial(_declaring, "run")
 
 
 def consumers() -> Mapping[str, Consumer]:
@@ -271,13 +272,13 @@ def consumers() -> Mapping[str, Consumer]:
 def known(names: Iterable[str], checks: Iterable[str] = ()) -> None:
     """Raise a ConfigError if a name is not a consumer's, or neither a check's id nor its beginning up to a dot."""
     if unknown := sorted(set(names) - set(consumers())):
-        raise ConfigError(f"There is no consumer {', '.join(unknown)}; give some of {', '.join(consumers())}.")
+        raise ConfigError(f"There is no consumer {', '.join(unknown)}; choose from {', '.join(consumers())}.")
     for name in checks:
-        if not any(is_of(check_id, [name]) for check_id in registry()):
-            raise ConfigError(f"There is no check {name}; see gap-bioimage validate --list.")
+        if not any(matches(check_id, [name]) for check_id in registry()):
+            raise ConfigError(f"There is no check {name}; gap-bioimage validate --list shows all of them.")
 
 
-def is_of(check_id: str, names: Iterable[str]) -> bool:
+def matches(check_id: str, names: Iterable[str]) -> bool:
     """Return whether a check's id is one of the names, or begins with one up to a dot."""
     return any(f"{check_id}.".startswith(f"{name}.") for name in names)
 
@@ -291,16 +292,16 @@ def registry() -> Mapping[str, Definition]:
     """Return all declared checks by id, in the order of reports: by consumer, ``order``, module and line."""
     places = {name: place for place, name in enumerate(consumers())}
 
-    def key(made: Definition) -> tuple[int, int, str]:
+    def key(entry: Definition) -> tuple[int, int, str]:
         # modules import each other, so the order in which they declare their checks is arbitrary
-        return places.get(made.consumer, len(places)), made.order, getattr(made.function, "__module__", "")
+        return places.get(entry.consumer, len(places)), entry.order, getattr(entry.function, "__module__", "")
 
-    return {made.id: made for made in sorted(_CHECKS.values(), key=key)}
+    return {entry.id: entry for entry in sorted(_CHECKS.values(), key=key)}
 
 
 def definitions(kind: Kind) -> list[Definition]:
     """Return all declared checks of a kind that have a function, in the order of reports."""
-    return [made for made in registry().values() if made.kind == kind and made.function is not None]
+    return [entry for entry in registry().values() if entry.kind == kind and entry.function is not None]
 
 
 @functools.cache
@@ -316,10 +317,10 @@ def import_checks() -> None:
 
 
 # fmt: off
-consumer("archive", "the zip file", "The zip itself: whether it is whole, and safe to unpack and to load.", 0,
+consumer("archive", "the zip file", "The zip itself: whether it is complete, and safe to unpack and to load.", 0,
          base=True)
 consumer("format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1,
          base=True)
 consumer("run", "running the model",
-         "What everybody expects of a model: its weights are loaded and run on images of other sizes, dark ones, "
-         "tiles.", 3, base=True)
+         "What every program expects of a model: its weights are loaded, and run on images of other sizes, dark "
+         "images and tiles.", 3, base=True)

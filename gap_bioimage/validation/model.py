@@ -35,10 +35,10 @@ class Axis:
     @classmethod
     def of(cls, written: dict[str, Any]) -> Axis:
         """Read an axis of format 0.5."""
-        kind, given = str(written.get("type", "")), written.get("size")
-        size = given if isinstance(given, int) else None
-        is_choice = isinstance(given, dict) and {"min", "step"} <= given.keys()
-        min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
+        kind, declared = str(written.get("type", "")), written.get("size")
+        size = declared if isinstance(declared, int) else None
+        is_parameterized = isinstance(declared, dict) and {"min", "step"} <= declared.keys()
+        min_step = (int(declared["min"]), int(declared["step"])) if is_parameterized and declared else None
         smallest = {"batch": 1, "channel": len(written.get("channel_names") or [""])}.get(kind)
         smallest = smallest or (min_step[0] if min_step else size or 1)
         name = str(written.get("id") or ("x" if kind == "space" else kind))
@@ -132,25 +132,25 @@ class Model:
     @property
     def weights(self) -> dict[str, dict[str, Any]]:
         """The entries of the weights, by format."""
-        found = self.rdf.get("weights")
-        given = found.items() if isinstance(found, dict) else ()
-        return {key: entry for key, entry in given if isinstance(key, str) and isinstance(entry, dict)}
+        written = self.rdf.get("weights")
+        entries = written.items() if isinstance(written, dict) else ()
+        return {key: entry for key, entry in entries if isinstance(key, str) and isinstance(entry, dict)}
 
     @cached_property
     def architecture(self) -> dict[str, Any]:
         """The state_dict's ``callable``, ``source`` or ``import_from``, and ``kwargs``; empty if there is none."""
         entry = self.weights.get("pytorch_state_dict", {})
-        found = entry.get("architecture")
-        if not isinstance(found, str):
-            return found if isinstance(found, dict) else {}
+        written = entry.get("architecture")
+        if not isinstance(written, str):
+            return written if isinstance(written, dict) else {}
         # format 0.4: unet.py:UNet2d or plantseg.model.UNet3D
-        where, _, name = found.rpartition(":" if ":" in found else ".")
-        return {"callable": name, "source" if ":" in found else "import_from": where, "kwargs": entry.get("kwargs")}
+        where, _, name = written.rpartition(":" if ":" in written else ".")
+        return {"callable": name, "source" if ":" in written else "import_from": where, "kwargs": entry.get("kwargs")}
 
     def texts(self, key: str) -> list[str]:
         """Return the strings in a list field."""
-        found = self.rdf.get(key)
-        return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+        items = self.rdf.get(key)
+        return [item for item in items if isinstance(item, str)] if isinstance(items, list) else []
 
     def mappings(self, key: str) -> list[dict[str, Any]]:
         """Return the mappings in a list field."""
@@ -159,7 +159,7 @@ class Model:
     def need_files(self) -> Package:
         """Return the package; `NotApplicable` if only the description is validated."""
         if not self.with_files:
-            raise NotApplicable("only the description was looked at")
+            raise NotApplicable("only the description was validated")
         return self.package
 
     def file_of(self, value: object) -> Path | None:
@@ -182,13 +182,13 @@ class Model:
     def halo_of_input(self) -> dict[tuple[str, str], float]:
         """Halo in input pixels by (input id, axis id), from the outputs that refer to it."""
         scales = {(tensor.id, axis.id): axis.scale for tensor in self.inputs for axis in tensor.axes}
-        found: dict[tuple[str, str], float] = {}
+        halos: dict[tuple[str, str], float] = {}
         for axis in (axis for tensor in self.outputs for axis in tensor.axes):
             size = axis.written.get("size")
             if axis.halo and isinstance(size, dict) and "axis_id" in size:
                 key = (str(size.get("tensor_id")), str(size["axis_id"]))
-                found[key] = max(found.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
-        return found
+                halos[key] = max(halos.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
+        return halos
 
 
 def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:

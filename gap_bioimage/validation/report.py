@@ -15,7 +15,7 @@ from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, Picture, is_of
+from gap_bioimage.validation.check import Check, Picture, matches
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
@@ -54,8 +54,8 @@ class Report:
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
         """Return the report with some checks only, by ids or their beginnings up to a dot; verdicts and score stay."""
         registry.known((), (*select, *ignore))
-        kept = [c for c in self.checks if (not select or is_of(c.id, select)) and not is_of(c.id, ignore)]
-        return replace(self, checks=tuple(kept), ran=self.was_run)
+        checks = [c for c in self.checks if (not select or matches(c.id, select)) and not matches(c.id, ignore)]
+        return replace(self, checks=tuple(checks), ran=self.was_run)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,13 +69,13 @@ class Report:
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
-        found = [asdict(verdict) for verdict in self.verdicts]
+        verdicts = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
             "status": self.status, "model": self.model, "checks": [check.to_dict() for check in self.checks],
-            "verdicts": found, "consumers": found, "score": None if self.score is None else asdict(self.score),
+            "verdicts": verdicts, "consumers": verdicts, "score": None if self.score is None else asdict(self.score),
         }  # fmt: skip
-        more = {"description_only": True} if self.description_only else {}
-        return report | more | ({} if self.was_run else {"was_run": False})
+        scope = {"description_only": True} if self.description_only else {}
+        return report | scope | ({} if self.was_run else {"was_run": False})
 
 
 def validate(
@@ -132,43 +132,43 @@ def validate(
     """
     registry.known(consumers or ())
     check_device(device)
-    kept = None if keep is None else Path(keep).absolute()
-    job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
+    folder = None if keep is None else Path(keep).absolute()
+    job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=folder)
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
             runs.start()  # imports the libraries there while the files are examined
         with open_package(path) as (package, checks):
-            valid, made = None, iter(())
+            valid, results = None, iter(())
             if package is not None and description_only:
-                valid, made = _look(replace(package, rdf=with_infinities(package.rdf)), None)
+                valid, results = _examine(replace(package, rdf=with_infinities(package.rdf)), None)
             elif package is not None:
-                shown_in = package.scratch / "pictures" if pictures else None
-                valid, made = _look(package, lambda descr: runs.run(job(package, descr, pictures=shown_in)))
-            raw, judged, drawn = _gathered(chain(checks, made), consumers, on_check)
-            found = drawn if pictures else ()
-            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in found if png.is_file())
+                drawings = package.scratch / "pictures" if pictures else None
+                valid, results = _examine(package, lambda descr: runs.run(job(package, descr, pictures=drawings)))
+            raw, reported, drawn = _collect(chain(checks, results), consumers, on_check)
+            files = drawn if pictures else ()
+            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in files if png.is_file())
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
     metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))
-    return Report(str(path), tuple(judged), verdicts, score_of(raw, *metadata), shown, description_only)
+    return Report(str(path), tuple(reported), verdicts, score_of(raw, *metadata), shown, description_only)
 
 
-def _look(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
+def _examine(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
     """Return the description, and an iterator over the results of the files, the run (if any) and the rules."""
     examined = examine(package, description_only=run is None)
     valid = examined.description
     ran = run(valid) if run is not None and valid is not None and not examined.why_not_run else ()
     model = Model(package, valid, with_files=run is not None)
     rules = registry.definitions("rule") if examined.is_model else []
-    return valid, chain(examined.checks, ran, (made.judge(model) for made in rules))
+    return valid, chain(examined.checks, ran, (rule.judge(model) for rule in rules))
 
 
-def _gathered(
-    made: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
+def _collect(
+    results: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
 ) -> tuple[list[Check], list[Check], list[tuple[str, str, Path]]]:
     """Return all checks, those of the report (each passed to ``on_check`` as soon as it is made), and pictures."""
-    raw, judged, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
-    for item in made:
+    raw, reported, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
+    for item in results:
         if not isinstance(item, Check):
             drawn.append(item)
             continue
@@ -176,7 +176,7 @@ def _gathered(
         must_hold = registry.consumers()[item.consumer].base or item.consumer in (consumers or ())
         if must_hold or consumers is None:
             softened = item.status == "failed" and not must_hold  # this partner was not requested
-            judged.append(replace(item, status="warning") if softened else item)
+            reported.append(replace(item, status="warning") if softened else item)
             if on_check is not None:
-                on_check(judged[-1])
-    return raw, judged, drawn
+                on_check(reported[-1])
+    return raw, reported, drawn

@@ -63,13 +63,13 @@ def _verdict(
         return "unknown", "its test was not reached" if name == "core" else "no rules were checked"
     if untested := "" if description_only else _untested(name, checks):
         return "unknown", untested
-    if not_known := [check for check in own if check.status == "skipped" and check.fix]:
-        return "unknown", _with_fix(not_known[0])
+    if undecided := [check for check in own if check.status == "skipped" and check.fix]:
+        return "unknown", _with_fix(undecided[0])
     if advice := [check for check in own if check.status == "warning"]:
         return "works", f"advice: {_messages(advice)}"
     if description_only:
         return "works", "nothing in the description speaks against it"
-    return "works", "its test passes" if name == "core" else "keeps all of its rules"
+    return "works", "its test passes" if name == "core" else "follows all of its rules"
 
 
 def _messages(checks: Sequence[Check]) -> str:
@@ -120,13 +120,13 @@ def empty_fields(descr: Any) -> list[str]:
     """Return the fields that any author can fill in and that a description loaded by bioimageio.spec leaves empty."""
     written = descr.model_dump(mode="json", exclude_unset=True)
 
-    def is_given(name: str) -> bool:
-        found = written
+    def is_filled(name: str) -> bool:
+        value = written
         for part in name.split("."):  # a config of format 0.4 may hold anything
-            found = found.get(part) if isinstance(found, dict) else None
-        return bool(found)
+            value = value.get(part) if isinstance(value, dict) else None
+        return bool(value)
 
-    return [name for name in _FIELDS if not is_given(name)]
+    return [name for name in _FIELDS if not is_filled(name)]
 
 
 def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str] = ()) -> Score:
@@ -137,9 +137,9 @@ def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str
     ``empty`` fields would raise the completeness.
     """
     statuses = {check.id: check.status for check in checks}
-    unfit = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
+    invalid = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
     parts = dict.fromkeys(POINTS, 0.0)
-    if not unfit and statuses.get("format.valid") == "passed":
+    if not invalid and statuses.get("format.valid") == "passed":
         passed = statuses.get("core.test") == "passed"
         ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it gave outputs
         parts = {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}

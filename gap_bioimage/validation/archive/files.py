@@ -34,13 +34,13 @@ def _local(package: Package) -> list[FileReference]:
     return list({(r.path, r.sha256): r for r in local}.values())
 
 
-@archive_check("archive.references", BLOCKS, order=8, breaks="programs would read other files",
+@archive_check("archive.references", BLOCKS, order=8, breaks="programs would read files outside the package",
                fix="Refer to files by their names inside the package.")  # fmt: skip
 def inside(package: Package) -> Outcome | str:
     """References to files inside the package."""
     unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
-    dangers += [f"{r.told} is no address that programs download from; they know http and https"
+    dangers += [f"{r.label} is not an address that programs can download from; they support http and https"
                 for r in package.remote if not re.match(r"\s*https?:", r.path, re.IGNORECASE)]  # fmt: skip
     # Fields of other formats may name files, too: none may name a file outside the package.
     for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
@@ -51,8 +51,8 @@ def inside(package: Package) -> Outcome | str:
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
 
 
-@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs find no description", fix="Name it rdf.yaml.",
-               repair="rename_description")  # fmt: skip
+@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs do not find the description",
+               fix="Name it rdf.yaml.", repair="rename_description")  # fmt: skip
 def findable(package: Package) -> str | None:
     """A description under a name that programs look for in a zip."""
     is_lost = package.rdf_name.endswith(".yml") and package.source.name != package.rdf_name
@@ -68,7 +68,7 @@ def present(package: Package) -> Outcome:
         path = package.file(reference.path)
         if why := absence(path):
             twin = twins.get(fold(reference.name)) if path is None else None
-            other = f"; {twin!a} is, whose letters are not quite those of {reference.path!a}" if twin else ""
+            other = f"; {twin!a} is, but it is not spelled exactly like {reference.path!a}" if twin else ""
             absent.append(f"{reference.where} {shown(reference.path)} {why}{other}")
             is_wanted = path is None and not str(package.rdf.get("format_version")).startswith("0.4")
             is_needed |= is_wanted or reference.where.startswith(_NEEDED)
@@ -76,7 +76,7 @@ def present(package: Package) -> Outcome:
         return Outcome("failed" if is_needed else "warning", few(absent))
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
-    return Outcome("passed", f"every referenced file is there{others}")
+    return Outcome("passed", f"all referenced files are there{others}")
 
 
 def absence(path: Path | None) -> str:
@@ -90,25 +90,24 @@ def absence(path: Path | None) -> str:
 
 @archive_check(
     "archive.hashes", BLOCKS, order=10, breaks="programs refuse changed files",
-    fix="Download it again; if you changed the file on purpose, write its own sha256 into the description.",
+    fix="Download it again; if you changed the file on purpose, write its new sha256 into the description.",
 )  # fmt: skip
 def unchanged(package: Package) -> Outcome | str:
     """Files whose sha256 is the one stated in the description."""
-    there = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
-    stated = [(r, path, r.sha256.lower()) for r, path in there if r.sha256 is not None]
+    files = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
+    stated = [(r, path, r.sha256.lower()) for r, path in files if r.sha256 is not None]
     wrong = [f"{r.where}: {shown(r.path)} does not have the stated sha256"
              for r, path, sha256 in stated if sha256_of(path) != sha256]  # fmt: skip
-    return few(wrong) or Outcome(
-        "passed", f"{len(stated)} sha256 sums agree, {len(there) - len(stated)} are not stated"
-    )
+    text = f"{len(stated)} sha256 sums match, {len(files) - len(stated)} are not stated"
+    return few(wrong) or Outcome("passed", text)
 
 
-@archive_check("archive.remote", DEGRADES, order=11, breaks="it works with a network only",
+@archive_check("archive.remote", DEGRADES, order=11, breaks="it only works with a network",
                fix="Put the files into the package.")  # fmt: skip
 def local(package: Package) -> str | None:
     """Files in the package rather than on a server."""
-    remote = few([reference.told for reference in package.remote])
-    return f"on a server, from which nothing is downloaded here: {remote}" if remote else None
+    remote = few([reference.label for reference in package.remote])
+    return f"on a server, and not downloaded here: {remote}" if remote else None
 
 
 def sha256_of(path: Path) -> str:
@@ -128,10 +127,10 @@ def read_array(path: Path) -> Any:
         raise
     except Exception as error:  # numpy parses Python literals here, which may fail in any way
         raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
-    held = path.stat().st_size - array.offset
-    if held != array.nbytes or held > MAX_TENSOR_BYTES:
+    n_bytes = path.stat().st_size - array.offset
+    if n_bytes != array.nbytes or n_bytes > MAX_TENSOR_BYTES:
         shape, most = one_sentence(array.shape, 80), MAX_TENSOR_BYTES >> 30
-        raise ValueError(f"has {held} bytes of {array.nbytes} for the shape {shape}; at most {most} GiB are read")
+        raise ValueError(f"has {n_bytes} of {array.nbytes} bytes for the shape {shape}; at most {most} GiB are read")
     return array
 
 
@@ -160,30 +159,30 @@ def tensors(package: Package) -> Outcome:
         elif not array.size:
             problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
     status: Status = "failed" if problems else "passed"
-    return Outcome(status, few(problems) or f"{len(tested)} arrays are as large as they say")
+    return Outcome(status, few(problems) or f"{len(tested)} arrays have the sizes that their headers state")
 
 
 class _PickleError(ValueError):
     """A problem with a file, and its fix."""
 
 
-@archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run anything",
+@archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run arbitrary code",
                fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
 def pickles(package: Package) -> Outcome:
     """Weights that hold numbers, without code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
-    found: dict[bool, list[str]] = {True: [], False: []}  # problems of weights, and of other files
+    problems: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
     fixes, n_scanned = [], 0
     for name, path in package.named.items():
         try:
             n_scanned += scan(path, weights.get(name, ""))
         except _PickleError as error:
-            found[name in weights].append(f"{shown(name)} {error.args[0]}")
+            problems[name in weights].append(f"{shown(name)} {error.args[0]}")
             fixes.append(error.args[1])
     if fixes:  # programs do not load other files than weights
-        status: Status = "failed" if found[True] else "warning"
-        return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
+        status: Status = "failed" if problems[True] else "warning"
+        return Outcome(status, few(problems[True] + problems[False]), " ".join(dict.fromkeys(fixes)))
     return Outcome("passed", f"{n_scanned} files with pickles, which hold plain weights")
 
 
@@ -196,17 +195,17 @@ def scan(path: Path, weights_format: str) -> bool:
     if not (how or is_pickle or (not weights_format and path.suffix.lower() in _SUFFIXES)):
         return False
     if how and not is_zip and not (is_pickle and weights_format != "torchscript"):
-        raise _damaged(weights_format, "it does not begin as torch writes it")
+        raise _damaged(weights_format, "it does not begin like a file written by torch")
     try:
         contents = _pickles_in(path) if is_zip else [head]
     except Exception as error:  # zipfile and the decompressors may raise anything
         raise _damaged(weights_format, one_sentence(error, 120)) from None
     if how and contents == []:
         raise _damaged(weights_format, "it is a zip of other files")
-    found = "torchscript" if contents is None else "pytorch_state_dict"
-    if how and weights_format != found:
-        text = f"is {_CALLED[found]}, not {_CALLED[weights_format]}, as which it is described"
-        raise _PickleError(text, f"Describe it under weights.{found}, or write it again with {how}.")
+    actual = "torchscript" if contents is None else "pytorch_state_dict"
+    if how and weights_format != actual:
+        text = f"is {_CALLED[actual]}, not {_CALLED[weights_format]}, which the description claims"
+        raise _PickleError(text, f"Describe it under weights.{actual}, or write it again with {how}.")
     for content in contents or ():
         _scan_pickle(content, weights_format)
     return True
@@ -240,12 +239,12 @@ def _scan_pickle(content: bytes, weights_format: str) -> None:
             names |= get_globals_in_pkl(file)
         except Exception as error:  # of any kind: such a pickle may do anything
             if "Unsupported operand" not in str(error):
-                raise _damaged(weights_format, "its pickle breaks off") from None
-            text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
+                raise _damaged(weights_format, "its pickle is incomplete") from None
+            text = "is a pickle that torch.load(weights_only=True) cannot read, so it may hold anything"
             raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
     unknown = sorted(names - _get_allowed_globals().keys())
     if not all(map(_NUMPY.fullmatch, unknown)):
-        text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code and not weights"
+        text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code, not weights"
         raise _PickleError(text, _FIX_CODE)
     if unknown and weights_format:
         key = _KEY_OF_TENSORS.search(content)

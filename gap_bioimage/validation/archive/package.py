@@ -36,17 +36,17 @@ _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p 
 _PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB, _INTACT = (
     declare(f"archive.{name}", "archive", BLOCKS, order=order, asks=asks, breaks=breaks, fix=fix)
     for order, (name, asks, breaks, fix) in enumerate((
-        ("paths", "Paths that stay inside the package.", "unpacking it would write elsewhere",
-         "Zip plain files, by relative paths."),
-        ("duplicates", "Every name once, also where upper and lower case count as one.",
-         "programs take different files of one name", "Write every file once."),
+        ("paths", "Paths that stay inside the package.", "unpacking it would write files elsewhere",
+         "Zip plain files with relative paths."),
+        ("duplicates", "Unique names, even on systems that ignore case.",
+         "programs choose different files of the same name", "Write every file once."),
         ("encrypted", "No password.", "nobody can read it", "Zip without a password."),
         ("compression", "Entries that are stored or deflated.", "Java programs such as Fiji cannot unpack it",
          "Zip with deflate, or without compression."),
-        ("bomb", "A size that can be unpacked.", "it would fill a user's disk",
-         "Keep the package to the files that the model needs."),
-        ("intact", "A whole zip.", "it cannot be unpacked",
-         "Write the zip again; it may have been cut short on its way."),
+        ("bomb", "A size that can be unpacked.", "it would fill the user's disk",
+         "Include only files that the model needs."),
+        ("intact", "A complete zip.", "it cannot be unpacked",
+         "Write the zip again; it may have been cut off in a transfer."),
     ))
 )  # fmt: skip
 
@@ -89,15 +89,15 @@ def unsafe_path(name: str) -> str | None:
         (not name, "is empty"),
         (name.startswith(("/", "\\")), "is absolute"),
         (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
-        (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
-        ("\\" in name, "holds a backslash, which Windows takes for a folder"),
+        (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "contains control characters"),
+        ("\\" in name, "contains a backslash, which separates folders on Windows"),
         (_bytes(name) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
-        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"holds a name longer than {_MAX_PART_BYTES} bytes"),
+        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
         (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
-        (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
+        (":" in name, "contains a colon, which names a drive or a hidden stream on Windows"),
     )
-    return next((why for is_so, why in problems if is_so), None)
+    return next((why for applies, why in problems if applies), None)
 
 
 def _bytes(text: str) -> int:
@@ -111,12 +111,13 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
         return
     total, named = sum(entry.file_size for entry in entries), [(shown(entry.filename), entry) for entry in entries]
     methods = [(name, entry.compress_type) for name, entry in named]
-    odd = [f"{name} has method {n}" for name, n in methods if n not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    supported = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    unsupported = [f"{name} has compression method {n}" for name, n in methods if n not in supported]
     for definition, problems, good in (
         (_PATHS, [f"{name} {why}" for name, entry in named if (why := _unsafe(entry))], _STAY),
-        (_DUPLICATES, _collisions(entries), "every name is there once"),
+        (_DUPLICATES, _collisions(entries), "every name is unique"),
         (_ENCRYPTED, [f"{name} is encrypted" for name, e in named if e.flag_bits & 0x1], "nothing is encrypted"),
-        (_COMPRESSION, odd, "every entry is stored or deflated"),
+        (_COMPRESSION, unsupported, "every entry is stored or deflated"),
         (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
@@ -134,7 +135,7 @@ def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
     files = Counter(path for path, is_folder in folded if not is_folder)
     files.update({path for path, is_folder in folded if is_folder} | {up for path in files for up in path.parents})
     plain = {path for path, is_folder in folded if not is_folder}
-    return [f"{shown(str(path))} is there {files[path]} times" for path in sorted(plain) if files[path] > 1]
+    return [f"{shown(str(path))} occurs {files[path]} times" for path in sorted(plain) if files[path] > 1]
 
 
 def fold(name: str) -> str:
@@ -145,7 +146,7 @@ def fold(name: str) -> str:
 def _bombs(entries: list[zipfile.ZipInfo], total: int) -> Iterator[str]:
     ratio = total / max(1, sum(entry.compress_size for entry in entries))
     if total > MAX_TOTAL_BYTES:
-        yield f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} are"
+        yield f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} GiB are accepted"
     if total > RATIO_FREE_BYTES and ratio > MAX_RATIO:
         yield f"it grows {ratio:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted"
     for entry, following in pairwise(sorted(entries, key=lambda entry: entry.header_offset)):
@@ -246,7 +247,7 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
     if not (is_folder or source.is_file()):  # reading from a pipe would wait for ever
         raise UnreadableModelError(f"{source} is not a plain file; {_WANTED}.")
     if not (is_folder or is_yaml or zipfile.is_zipfile(source)):
-        raise UnreadableModelError(f"{source} is no zip, or one that {_CUT_OFF}; {_WANTED}.")
+        raise UnreadableModelError(f"{source} is not a zip, or one that {_CUT_OFF}; {_WANTED}.")
     # If the temp folder is a symlink (macOS), unresolved paths would all appear to be outside of it.
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()
@@ -264,8 +265,8 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
         # Programs prefer different names, so one may run another description than the one checked here.
         others = [name for name in _YAML_NAMES if name in names and rdf is not None]
         if different := [n for n in others if not filecmp.cmp(root / n, root / rdf_name, shallow=False)]:
-            text = f"{rdf_name} was read, but {', '.join(different)} says something else"
-            checks.append(_ONE_RDF.violated(f"{text}, and other programs may prefer it"))
+            text = f"{rdf_name} was read, but other programs may prefer {', '.join(different)}, with other content"
+            checks.append(_ONE_RDF.violated(text))
         yield None if rdf is None else Package(source, root, rdf_name, rdf, names, scratch), checks
 
 
@@ -274,8 +275,8 @@ def _find_yaml(names: list[str], source: Path) -> str:
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
     if not found:  # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
-        told = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
-        raise UnreadableModelError(f"{told}; zip the model's files themselves, not the folder that holds them.")
+        problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
+        raise UnreadableModelError(f"{problem}; zip the model's files themselves, not the folder that holds them.")
     return found[0]
 
 
@@ -300,7 +301,7 @@ def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
             checks += entry_checks(entries)
             if all(check.status == "passed" for check in checks):
                 archive.extractall(root)  # never more of an entry than the directory states
-                checks.append(_INTACT.passed(f"all {len(entries)} entries unpack"))
+                checks.append(_INTACT.passed(f"all {len(entries)} entries can be unpacked"))
     except UnreadableModelError:
         raise
     except Exception as error:  # zipfile and the decompressors may raise anything

@@ -18,15 +18,15 @@ MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest
 MAX_DEPTH = 50
 _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # of free content, or about other resources
-_PLAIN = "Write the description again, in plain texts, numbers and lists."
-_NO_ALIASES = "Write the description without aliases: write out what each * stands for, and leave out the &."
+_PLAIN = "Write the description again, with plain texts, numbers and lists."
+_NO_ALIASES = "Write the description without aliases: replace each * by the value that it refers to, and remove each &."
 
 _NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
 
 RDF = declare(
     "archive.rdf", "archive", BLOCKS, order=6, asks="A description that can be read.",
-    breaks="no program knows what the package is",
-    fix="Correct the line that is named, or write the description again.",
+    breaks="programs cannot tell what the package is",
+    fix="Correct the named line, or write the description again.",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
     """Parse a description (YAML 1.2) as bioimageio.spec does; None, and a failed check, if that is impossible."""
     name = one_sentence(path.name, 80)
     try:
-        return _parse(path), RDF.passed(f"{name} is read")
+        return _parse(path), RDF.passed(f"{name} can be read")
     except _TrapError as error:
         text, fix = error.args
     except RecursionError:
@@ -49,8 +49,8 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
     except Exception as error:  # the parser's errors have no common base class
         problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         line = "" if mark is None else f"line {mark.line + 1}: "
-        told = one_sentence(problem).replace("'<stream end>'", "the end of the file")
-        text, fix = f"is not valid yaml: {line}{told}", "Correct that line; a yaml checker shows it."
+        problem = one_sentence(problem).replace("'<stream end>'", "the end of the file")
+        text, fix = f"is not valid yaml: {line}{problem}", "Correct that line; a yaml checker shows it."
     return None, RDF.violated(f"{name} {text}", fix)
 
 
@@ -70,8 +70,8 @@ def _parse(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and all(isinstance(key, str) for key in content):
         return content
     kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
-    held = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
-    raise _TrapError(held, "Write the description as lines such as 'name: My model'.")
+    text = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
+    raise _TrapError(text, "Write the description as lines such as 'name: My model'.")
 
 
 def _refuse_expensive(content: Any) -> None:
@@ -86,7 +86,7 @@ def _refuse_expensive(content: Any) -> None:
             raise _TrapError(_NESTED, _NO_ALIASES)
         if strange := _strange(value):
             raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
-        pending += [(item, depth + 1) for item in _held(value)]
+        pending += [(item, depth + 1) for item in _items(value)]
 
 
 def walked(value: Any) -> Iterator[Any]:
@@ -95,10 +95,10 @@ def walked(value: Any) -> Iterator[Any]:
     while pending:
         value = pending.pop()
         yield value
-        pending += _held(value)
+        pending += _items(value)
 
 
-def _held(value: Any) -> list[Any]:
+def _items(value: Any) -> list[Any]:
     return [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
@@ -152,7 +152,7 @@ class FileReference:
         return is_url(self.path)
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """The field and its path or URL, for a message."""
         return f"{self.where.removesuffix('.source')} ({one_sentence(self.path, 120)})"
 

@@ -49,13 +49,13 @@ def operator_of(call: ast.Call) -> str:
 @functools.cache
 def known_operators() -> dict[str, tuple[tuple[float, frozenset[str]], ...]]:
     """Return the old engine's operators by name: the number of arguments and the keywords of each overload."""
-    found = {}
+    operators = {}
     for line in _TABLE.read_text(encoding="ascii").splitlines():
         if not line.startswith("#"):
             name, *written = line.split()
-            ways = (way.split("+") for way in written)
-            found[name] = tuple((float(count.replace("*", "inf")), frozenset(keys)) for count, *keys in ways)
-    return found
+            overloads = (overload.split("+") for overload in written)
+            operators[name] = tuple((float(n.replace("*", "inf")), frozenset(keys)) for n, *keys in overloads)
+    return operators
 
 
 def _problem_of(name: str, call: ast.Call) -> str:
@@ -66,11 +66,11 @@ def _problem_of(name: str, call: ast.Call) -> str:
     """
     if name not in known_operators():
         return f"the code uses {_written(name)}, which {ENGINE} does not have"
-    given = {keyword.arg for keyword in call.keywords}
+    keywords = {keyword.arg for keyword in call.keywords}
     lists_axes = name in _ONE_AXIS and any(isinstance(axes, ast.List) for axes in call.args[1:2])
-    fits = any(len(call.args) <= most and given <= keywords for most, keywords in known_operators()[name])
+    fits = any(len(call.args) <= most and keywords <= accepted for most, accepted in known_operators()[name])
     if lists_axes or (name, len(call.args)) == _STFT_IN_PYTHON or not fits:
-        return f"the code calls {_written(name)} with arguments that {ENGINE} does not take"
+        return f"the code calls {_written(name)} with arguments that {ENGINE} does not accept"
     return ""
 
 
@@ -99,7 +99,7 @@ class TorchScriptCode:
                 warnings.simplefilter("ignore")  # about invalid escapes
                 tree = ast.parse(self.text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            text = "the TorchScript code is not written as torch writes it"
+            text = "the TorchScript code cannot be parsed, unlike code written by torch"
             raise NotApplicable(text, "Save it again with torch.jit.save.") from None
         named = [(operator_of(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         return [(name, call) for name, call in named if name]
@@ -107,18 +107,18 @@ class TorchScriptCode:
     @cached_property
     def unportable(self) -> dict[str, str]:
         """Everything in the code that the oldest engine lacks, even in dead branches: the problem by name."""
-        found: dict[str, str] = {}
+        problems: dict[str, str] = {}
         for name, call in self._calls:
             if problem := _problem_of(name, call):
-                found.setdefault(_written(name), problem)
-            given = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
-            given += call.args[1:3] if name in _TAKES_DTYPE else []
-            numbers = [value.value for value in given if isinstance(value, ast.Constant)]
+                problems.setdefault(_written(name), problem)
+            dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
+            dtypes += call.args[1:3] if name in _TAKES_DTYPE else []
+            numbers = [value.value for value in dtypes if isinstance(value, ast.Constant)]
             for dtype in (_NEW_DTYPES[n] for n in numbers if isinstance(n, int) and n in _NEW_DTYPES):
-                found[dtype] = f"the code makes {dtype} tensors, which {ENGINE} does not have"
+                problems[dtype] = f"the code creates {dtype} tensors, which {ENGINE} does not have"
         if _GENERATOR.search(self.text):
-            found["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
-        return found
+            problems["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
+        return problems
 
     @property
     def norms(self) -> list[str]:

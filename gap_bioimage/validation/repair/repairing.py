@@ -69,19 +69,19 @@ def repair(
         _refuse_output(package, names, out)
         folder = package.scratch / "repaired"
         folder.mkdir()
-        bring = os.replace if package.is_zip else shutil.copyfile  # unpacked files are temporary anyway
+        transfer = os.replace if package.is_zip else shutil.copyfile  # unpacked files are temporary anyway
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            bring(package.root / name, folder / name)
+            transfer(package.root / name, folder / name)
         editor = PackageEditor(folder, unshared(package.rdf), package.rdf_name)
         apply_repairs(editor)
         # an unchanged description keeps its comments and its layout
-        same = editor.rdf == unshared(package.rdf)
-        written = (package.root / package.rdf_name).read_bytes() if same else to_yaml(editor.rdf)
+        is_unchanged = editor.rdf == unshared(package.rdf)
+        description = (package.root / package.rdf_name).read_bytes() if is_unchanged else to_yaml(editor.rdf)
         with replacing(out) as temporary:
-            editor.write_zip(temporary, written)
-    validated = [validate(which, run_code=run_code, device=device, on_check=on_check) for which in (path, out)]
-    return Repaired(tuple(editor.changes), validated[0], validated[1], tuple(editor.notes))
+            editor.write_zip(temporary, description)
+    before, after = (validate(zipped, run_code=run_code, device=device, on_check=on_check) for zipped in (path, out))
+    return Repaired(tuple(editor.changes), before, after, tuple(editor.notes))
 
 
 def apply_repairs(editor: PackageEditor) -> None:
@@ -93,8 +93,8 @@ def apply_repairs(editor: PackageEditor) -> None:
         except (NotApplicable, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             # third-party descriptions may hold anything anywhere; the validation names the problem
             name, text = function.__name__.replace("_", " "), one_sentence(error, 120)
-            told = f"{name}: the description could not be understood here: {text}"
-            editor.rdf, editor.changes, editor.notes = rdf, changes, [*notes, told]
+            note = f"{name}: not repaired, since the description has an unexpected form: {text}"
+            editor.rdf, editor.changes, editor.notes = rdf, changes, [*notes, note]
     editor.notes = list(dict.fromkeys(editor.notes))
 
 
@@ -102,8 +102,8 @@ def _files_of(package: Package) -> list[str]:
     """Return the files of a model of format 0.4 or 0.5; for a yaml, those that it names."""
     version, kind = package.rdf.get("format_version"), package.rdf.get("type")
     if not re.match(r"0\.[45](\.|$)", str(version)):
-        told = "states no format_version" if version is None else f"is written in format {version}"
-        raise UnreadableModelError(f"{package.source} {told}, repair takes 0.4 and 0.5; describe it in format 0.5.9.")
+        state = "states no format_version" if version is None else f"is written in format {version}"
+        raise UnreadableModelError(f"{package.source} {state}, repair takes 0.4 and 0.5; describe it in format 0.5.9.")
     if kind != "model":
         raise UnreadableModelError(f"{package.source} describes something of type {kind!r}; repair takes models.")
     # files of git or the operating system in a folder never belonged to the package, so their removal is not listed
@@ -113,10 +113,10 @@ def _files_of(package: Package) -> list[str]:
 
 def _refuse_output(package: Package, names: list[str], out: Path) -> None:
     source = package.source
-    given = [source] if package.is_zip else [package.root / name for name in [package.rdf_name, *names]]
+    originals = [source] if package.is_zip else [package.root / name for name in [package.rdf_name, *names]]
     if out.suffix.lower() != ".zip":
         raise OutputError(f"cannot write {out}: a model is a zip; give a name that ends in .zip")
-    if out.exists() and any(out.samefile(file) for file in given):
-        raise OutputError(f"cannot write {out}: it is the model that is repaired; choose another name")
+    if out.exists() and any(out.samefile(file) for file in originals):
+        raise OutputError(f"cannot write {out}: it is the model to be repaired; choose another name")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"cannot write {out}: it lies inside the model's folder; choose a place outside")

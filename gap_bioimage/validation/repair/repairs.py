@@ -43,9 +43,9 @@ def convert_04(editor: PackageEditor) -> None:
     for reference in references(before):
         if reference.key == "dependencies":  # the only manager that the conversion supports
             reference.holder[reference.key] = f"conda:{reference.path}"
-    built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
+    built, checked = (load_offline(package, before, "latest", with_files=with_files) for with_files in (False, True))
     # other problems with files have repairs of their own
-    if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
+    if refused := problems_of(package, built) or problems_of(package, checked, OF_TESTS):
         text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
@@ -63,7 +63,7 @@ def convert_04(editor: PackageEditor) -> None:
     editor.changed("format_version", "format of the description", version, FORMAT)
     sizes = [(axis.size, axis.scale) for output in built.outputs for axis in output.axes if hasattr(axis, "scale")]
     if any(hasattr(size, "axis_id") and (size.offset or scale != 1) for size, scale in sizes):
-        editor.notes.append(f"Fiji reads outputs of another size than the input in format {version} alone: keep both")
+        editor.notes.append(f"Fiji reads outputs of another size than the input only in format {version}: keep both")
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
 
@@ -81,20 +81,20 @@ def lower_format(editor: PackageEditor) -> None:
     if not editor.is_05 or (editor.is_plain and written != "0.5"):  # strictly, not a version
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
-    needed = {
+    newest = {
         "a licence in a file of its own": isinstance(editor.rdf.get("license"), dict),
         "weights.pytorch_state_dict.strict: false": state_dict.get("strict") is False,
         "an input that is another model's output": any(tensor.written.get("output_of") for tensor in model.inputs),
     }
-    if found := [what for what, is_there in needed.items() if is_there]:
-        editor.notes.append(f"format_version stays, since {found[0]} came with 0.5.11 and is needed")
+    if needed := [feature for feature, is_used in newest.items() if is_used]:
+        editor.notes.append(f"format_version stays, since {needed[0]} requires 0.5.11")
         return
     is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
     editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
     editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
-    newer = [("weights.pytorch_state_dict", state_dict, "strict")]
-    newer += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
-    for where, holder, key in newer:
+    fields = [("weights.pytorch_state_dict", state_dict, "strict")]
+    fields += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
+    for where, holder, key in fields:
         if key in holder:
             editor.changed("format_version", f"{where}: {key}", holder.pop(key), "dropped; borders are mirrored")
 
@@ -110,9 +110,9 @@ def plain_strings(editor: PackageEditor) -> None:
         entry = holder[key] if isinstance(key, int) else holder.get(key)
         if isinstance(entry, dict):
             path, stated = editor.model.file_of(entry), entry.get("sha256")
-            wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
+            is_wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
-            editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])
+            editor.changed("plain_strings", what + (WRONG_HASH if is_wrong else ""), entry, holder[key])
 
 
 def fill_id(editor: PackageEditor) -> None:
@@ -162,7 +162,7 @@ def channel_names(editor: PackageEditor) -> None:
             is_counted = array is not None and array.ndim == len(tensor.axes)
             renamed = [f"channel{i}" for i in range(array.shape[index] if is_counted else axis.size or 0)]
             if not renamed:
-                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
+                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor shows their number")
                 continue
             axis.written.pop("size", None)  # the format forbids it beside the names
         if renamed != names:
@@ -201,9 +201,9 @@ def axis_scale(editor: PackageEditor) -> None:
     for key in scaled:
         axis = inputs[key]
         before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"
-        told = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
-        axis.written["description"] = told[:_LONGEST_AXIS_DESCRIPTION]
-        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; told in the axis' description")
+        text = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
+        axis.written["description"] = text[:_LONGEST_AXIS_DESCRIPTION]
+        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; now in the axis' description")
 
 
 def _referred(axis: Axis) -> tuple[str, str]:
@@ -282,18 +282,18 @@ def readme(editor: PackageEditor) -> None:
     """Give the model a README.md in UTF-8; only its authors can describe how it was validated."""
     source = str(source_of(editor.rdf.get("documentation")) or "")
     if is_url(source):
-        editor.notes.append(f"documentation is on the network and is not looked at: {source}")
+        editor.notes.append(f"documentation is on a server and stays as it is: {source}")
         return
     name = PurePosixPath(source).as_posix()
     if editor.model.file_of(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
-        after = f"{name}, which was there" if name else "README.md, written from name and description"
+        after = f"{name}, found in the package" if name else "README.md, written from name and description"
         if not name:
             name = "README.md"
             text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n"
             (editor.folder / name).write_text(text, encoding="utf-8")
-        hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
-        editor.rdf["documentation"] = name if editor.is_plain else hashed
+        entry = {"source": name, "sha256": sha256_of(editor.folder / name)}
+        editor.rdf["documentation"] = name if editor.is_plain else entry
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
@@ -307,7 +307,7 @@ def readme(editor: PackageEditor) -> None:
         editor.rewrite(name, text.encode("utf-8"))
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
-        editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
+        editor.notes.append(f"{name} has no heading about validation: describe how well the model works, and on what")
 
 
 # In the order in which they are made; rules refer to them by name.

@@ -23,8 +23,8 @@ def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
         if check.status in ("failed", "error"):
             yield "error", check.id, text
         elif check.status == "warning":
-            made = registry().get(check.id)
-            yield "note" if made is not None and made.severity == STYLE else "warning", check.id, text
+            definition = registry().get(check.id)
+            yield "note" if definition is not None and definition.severity == STYLE else "warning", check.id, text
 
 
 def render_sarif(reports: Sequence[Report]) -> str:
@@ -38,8 +38,8 @@ def render_sarif(reports: Sequence[Report]) -> str:
             location = [{"physicalLocation": where}]
             results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": location})
     rules = [
-        {"id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
-         "help": {"text": made.fix or made.asks}} for made in registry().values()
+        {"id": entry.id, "shortDescription": {"text": entry.asks}, "fullDescription": {"text": entry.breaks},
+         "help": {"text": entry.fix or entry.asks}} for entry in registry().values()
     ]  # fmt: skip
     driver = {"name": "gap-bioimage", "version": __version__, "rules": rules}
     runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
@@ -54,7 +54,7 @@ def render_github(reports: Sequence[Report]) -> str:
             command = "notice" if level == "note" else level
             place = f"file={_property(Path(report.model).as_posix())},title={_property(check_id)}"
             lines[level].append(f"::{command} {place}::{_data(text)}\n")
-    return "".join(line for found in lines.values() for line in found)
+    return "".join(line for level_lines in lines.values() for line in level_lines)
 
 
 def _data(text: str) -> str:
