@@ -316,11 +316,8 @@ def import_checks() -> None:
         importlib.import_module(name)
 
 
-# fmt: off
-consumer("archive", "the zip file", "The zip itself: whether it is complete, and safe to unpack and to load.", 0,
-         base=True)
-consumer("format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1,
-         base=True)
-consumer("run", "running the model",
-         "What every program expects of a model: its weights are loaded, and run on images of other sizes, dark "
-         "images and tiles.", 3, base=True)
+consumer("archive", "the zip file", "Whether the zip itself is complete, and safe to unpack and to load.", 0, base=True)
+consumer("format", "the description", "The description, `rdf.yaml`, in the bioimage.io format.", 1, base=True)
+consumer(
+    "run", "running the model", "Whether the weights load, and run on other sizes, dark images and tiles.", 3, base=True
+)

@@ -12,7 +12,6 @@ PARTS = {"format": "valid format", "inference": "runs", "reproduces": "reproduce
 POINTS = {"format": 1, "inference": 2, "reproduces": 4, "metadata": 1}
 
 _REASON_LENGTH = 240
-_TEST = "core.test"  # the only check of bioimageio.core that every program depends on
 _SHOWN = 2
 # fields that any author can fill in; many others that bioimageio.spec counts belong to particular weights formats
 _FIELDS = (
@@ -20,6 +19,7 @@ _FIELDS = (
     "config.bioimageio.target_structure", "config.bioimageio.task", "config.bioimageio.architecture_type",
     "config.bioimageio.model_parameter_count", "config.bioimageio.out_of_scope_use",
 )  # fmt: skip
+_Word = Literal["works", "fails", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Verdict:
     """Whether one program will run the model, and why, in one sentence."""
 
     consumer: str
-    verdict: Literal["works", "fails", "unknown"]
+    verdict: _Word
     reason: str
 
 
@@ -46,14 +46,12 @@ def verdicts_of(checks: Sequence[Check], *, description_only: bool = False) -> t
     return tuple(Verdict(name, *_verdict(name, checks, description_only)) for name in programs())
 
 
-def _verdict(
-    name: str, checks: Sequence[Check], description_only: bool
-) -> tuple[Literal["works", "fails", "unknown"], str]:
-    # bioimageio.core only runs its own test, so further findings of "run" concern the other programs
+def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tuple[_Word, str]:
+    # bioimageio.core only runs its own test, not the checks of "run"; other programs only depend on that test of it
     base = [entry.id for entry in consumers().values() if entry.base and (name, entry.id) != ("core", "run")]
     own = [check for check in checks if check.consumer == name]
-    for_all = [check for check in checks if check.consumer in base and (check.consumer != "core" or check.id == _TEST)]
-    if broken := [check for check in for_all if check.status == "failed"]:
+    failures = [check for check in checks if check.consumer in base and check.status == "failed"]
+    if broken := [check for check in failures if check.consumer != "core" or check.id == "core.test"]:
         return "fails", f"the model itself fails: {_messages(broken)}"
     if failed := [check for check in own if check.status == "failed"]:
         return "fails", _messages(failed)

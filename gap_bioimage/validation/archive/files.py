@@ -15,7 +15,6 @@ MAX_PICKLE_BYTES = 64 * 2**20
 # programs cannot run a model without these; bioimageio.spec requires the other files in format 0.5 only
 _NEEDED = ("weights", "inputs", "outputs", "test_", "source", "dependencies")
 _NPY = b"\x93NUMPY"
-
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, torch's magic number

@@ -20,7 +20,6 @@ _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outp
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # of free content, or about other resources
 _PLAIN = "Write the description again, with plain texts, numbers and lists."
 _NO_ALIASES = "Write the description without aliases: replace each * by the value that it refers to, and remove each &."
-
 _NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
 
 RDF = declare(

@@ -25,7 +25,6 @@ _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # executable files: only a person can decide whether they hold the code that was described
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
-
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 
 
@@ -127,8 +126,8 @@ def fill_id(editor: PackageEditor) -> None:
 def deepimagej_config(editor: PackageEditor) -> None:
     """Remove the config section that keeps deepImageJ from tiling."""
     if keeps_from_tiling(editor.model):
-        section = editor.rdf["config"].pop("deepimagej")
-        editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
+        removed = editor.rdf["config"].pop("deepimagej")
+        editor.changed("deepimagej_config", "config.deepimagej", removed, "removed")
 
 
 def axis_ids(editor: PackageEditor) -> None:
@@ -188,12 +187,12 @@ def axis_scale(editor: PackageEditor) -> None:
     model = editor.model
     inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
     scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
-    if scaled and any(_referred(axis) in inputs for axis in inputs.values()):
+    if scaled and any(_reference_of(axis) in inputs for axis in inputs.values()):
         editor.notes.append("scales of inputs stay: they relate the sizes of two inputs")
         return
     for tensor in model.outputs:
         for axis in tensor.axes:
-            if (scale := scaled.get(_referred(axis))) is not None:
+            if (scale := scaled.get(_reference_of(axis))) is not None:
                 before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
                 axis.written["scale"] = round(axis.scale / scale, 9)
                 after = f"{axis.written['scale']:g}"
@@ -206,7 +205,7 @@ def axis_scale(editor: PackageEditor) -> None:
         editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; now in the axis' description")
 
 
-def _referred(axis: Axis) -> tuple[str, str]:
+def _reference_of(axis: Axis) -> tuple[str, str]:
     size = axis.written.get("size")
     return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
 
@@ -310,16 +309,9 @@ def readme(editor: PackageEditor) -> None:
         editor.notes.append(f"{name} has no heading about validation: describe how well the model works, and on what")
 
 
-# In the order in which they are made; rules refer to them by name.
+# In the order in which they are made; rules refer to them by name. The format comes first, since the other repairs
+# follow its rules. Hashes come before any file is changed: a wrong one is then the authors' error, not ours.
 REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
-    rename_description,
-    # The format comes first, since the other repairs follow its rules.
-    convert_04, lower_format, plain_strings, fill_id,
-    plain_paths,
-    # Hashes come before any file is changed: a wrong one is then the authors' error, not ours.
-    hashes,
-    remove_leftovers, flatten,
-    axis_ids, tensor_ids, channel_names, axis_scale,
-    deepimagej_config, sample_tensors,
-    readme, covers,
+    rename_description, convert_04, lower_format, plain_strings, fill_id, plain_paths, hashes, remove_leftovers,
+    flatten, axis_ids, tensor_ids, channel_names, axis_scale, deepimagej_config, sample_tensors, readme, covers,
 )  # fmt: skip

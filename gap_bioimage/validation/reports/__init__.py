@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gap_bioimage.validation.report import Report
 
+# every character that XML 1.0 forbids, including lone surrogates
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def printable(text: str) -> str:
-    """Replace every character that XML 1.0 forbids, including lone surrogates, by a replacement character."""
-    return _FORBIDDEN.sub("\ufffd", text)
 
 
 def with_missed_test(report: Report) -> Report:
@@ -26,11 +22,11 @@ def with_missed_test(report: Report) -> Report:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template of this folder; values are escaped for HTML and XML, and UTF-8 can encode the result."""
+    """Fill in a template of this folder; values are escaped for HTML and XML, and forbidden characters replaced."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader(__name__, ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=template.endswith((".html.j2", ".xml.j2")), keep_trailing_newline=True,
     )  # fmt: skip
-    return printable(environment.get_template(template).render(**values))
+    return _FORBIDDEN.sub("\ufffd", environment.get_template(template).render(**values))

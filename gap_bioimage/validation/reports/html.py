@@ -11,7 +11,7 @@ from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports import render
 from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, Verdict, how_to_run, programs
 
-_WORDS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
+_LABELS = {"passed": "passed", "failed": "failed", "warning": "warning", "skipped": "not checked", "error": "unknown"}
 # kinds of findings, the worst first: the colour's class, and the label
 _TODO = {
     "failed": ("fails", "failed"), "needed": ("fails", "needed"), "error": ("unknown", "unknown"),
@@ -25,7 +25,7 @@ def render_html(reports: Sequence[Report]) -> str:
     return render(
         "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[name for name in programs() if name in judged], consumers=consumers(), parts=PARTS, points=POINTS,
-        highest=HIGHEST, words=_WORDS, version=__version__, registry=registry(),
+        highest=HIGHEST, labels=_LABELS, version=__version__, registry=registry(),
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def _page(report: Report, anchor: str) -> dict[str, Any]:
     ]
     return {
         "anchor": anchor, "title": PurePath(report.model).name or report.model, "report": report,
-        "mood": "fails" if fails else "works" if "works" in verdicts and "fails" not in verdicts else "mixed",
+        "kind": "fails" if fails else "works" if "works" in verdicts and "fails" not in verdicts else "mixed",
         "headline": headline, "sentences": sentences, "todo": _todo(report), "pictures": pictures,
         "groups": [(name, group) for name, group in groups if group],
     }  # fmt: skip
@@ -54,11 +54,11 @@ def _sentences(report: Report) -> Iterator[str]:
         yield "No program is known to run this model."
     else:
         yield f"No verdicts were reached; {report.counts.get('failed', 0)} checks failed."
-    for verdict, words in (("fails", "It fails in {}: {}"), ("unknown", "Whether it works in {} is not known: {}")):
+    for verdict, sentence in (("fails", "It fails in {}: {}"), ("unknown", "Whether it works in {} is not known: {}")):
         entries = [entry for entry in report.verdicts if entry.verdict == verdict]
         for reason in dict.fromkeys(entry.reason for entry in entries):
             names = _names([entry for entry in entries if entry.reason == reason])
-            yield f"{words.format(names, reason).rstrip('.')}."
+            yield f"{sentence.format(names, reason).rstrip('.')}."
     if report.description_only:
         yield "Only the description was validated: the model was not run, and its files were not read."
     elif report.status == "not-run":
