@@ -95,7 +95,8 @@ def lower_format(editor: PackageEditor) -> None:
     fields += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
     for where, holder, key in fields:
         if key in holder:
-            editor.changed("format_version", f"{where}: {key}", holder.pop(key), "dropped; borders are mirrored")
+            after = "dropped; borders are mirrored" if key == "pad" else "dropped"
+            editor.changed("format_version", f"{where}: {key}", holder.pop(key), after)
 
 
 def plain_strings(editor: PackageEditor) -> None:
