@@ -117,9 +117,7 @@ def one_sentence(text: object, limit: int = 300) -> str:
 
 
 Kind = Literal["rule", "archive", "run"]
-
-PLUGINS = ["gap_bioimage.exporting.checks"]
-"""Names of modules outside this package that declare checks."""
+PLUGINS = ["gap_bioimage.exporting.checks"]  # modules outside this package that declare checks
 
 
 class Severity(StrEnum):

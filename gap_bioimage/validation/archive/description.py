@@ -158,7 +158,7 @@ def _without_urls(package: Package, rdf: dict[str, Any], *, with_files: bool) ->
         elif reference.where.startswith(_NOT_NEEDED) and package.file(reference.path) is None:
             content.pop(re.split(r"\W", reference.where)[0], None)  # archive.files warns
     if content.get("covers", []) == [] and str(content.get("format_version", "")) >= "0.4":
-        # Without covers, spec would draw one in a temp folder that it never removes. It only checks the suffix of this.
+        # Without covers, spec would draw one in a temp folder that it never removes. Of this one, it checks the suffix.
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]

@@ -168,7 +168,7 @@ class _PickleError(ValueError):
 @archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run arbitrary code",
                fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
 def pickles(package: Package) -> Outcome:
-    """Weights that hold numbers, without code."""
+    """Weights that hold numbers, and no code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
     problems: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files

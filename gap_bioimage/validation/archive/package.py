@@ -43,7 +43,7 @@ _PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB, _INTACT = (
         ("encrypted", "No password.", "nobody can read it", "Zip without a password."),
         ("compression", "Entries that are stored or deflated.", "Java programs such as Fiji cannot unpack it",
          "Zip with deflate, or without compression."),
-        ("bomb", "A size that can be unpacked.", "it would fill the user's disk",
+        ("bomb", "A size that can be unpacked.", "unpacking it would fill the disk",
          "Include only files that the model needs."),
         ("intact", "A complete zip.", "it cannot be unpacked",
          "Write the zip again; it may have been cut off in a transfer."),

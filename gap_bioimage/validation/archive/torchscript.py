@@ -65,16 +65,16 @@ def _problem_of(name: str, call: ast.Call) -> str:
     compared. Types are not, so a model may, in rare cases, still not load.
     """
     if name not in known_operators():
-        return f"the code uses {_written(name)}, which {ENGINE} does not have"
+        return f"the code uses {_python_name(name)}, which {ENGINE} does not have"
     keywords = {keyword.arg for keyword in call.keywords}
     lists_axes = name in _ONE_AXIS and any(isinstance(axes, ast.List) for axes in call.args[1:2])
     fits = any(len(call.args) <= most and keywords <= accepted for most, accepted in known_operators()[name])
     if lists_axes or (name, len(call.args)) == _STFT_IN_PYTHON or not fits:
-        return f"the code calls {_written(name)} with arguments that {ENGINE} does not accept"
+        return f"the code calls {_python_name(name)} with arguments that {ENGINE} does not accept"
     return ""
 
 
-def _written(name: str) -> str:
+def _python_name(name: str) -> str:
     return name.replace("aten::", "torch.").replace("::", ".")
 
 
@@ -106,11 +106,11 @@ class TorchScriptCode:
 
     @cached_property
     def unportable(self) -> dict[str, str]:
-        """Everything in the code that the oldest engine lacks, even in dead branches: the problem by name."""
+        """Problems of the code with the oldest engine, in dead branches too, by the name of the operator or dtype."""
         problems: dict[str, str] = {}
         for name, call in self._calls:
             if problem := _problem_of(name, call):
-                problems.setdefault(_written(name), problem)
+                problems.setdefault(_python_name(name), problem)
             dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
             dtypes += call.args[1:3] if name in _TAKES_DTYPE else []
             numbers = [value.value for value in dtypes if isinstance(value, ast.Constant)]

@@ -33,10 +33,9 @@ def render_sarif(reports: Sequence[Report]) -> str:
     for report in reports:
         path = Path(report.model)
         uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
-        where = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
+        place = [{"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}]
         for level, check_id, text in _findings(report):
-            location = [{"physicalLocation": where}]
-            results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": location})
+            results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": place})
     rules = [
         {"id": entry.id, "shortDescription": {"text": entry.asks}, "fullDescription": {"text": entry.breaks},
          "help": {"text": entry.fix or entry.asks}} for entry in registry().values()

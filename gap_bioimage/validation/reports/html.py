@@ -35,9 +35,7 @@ def _page(report: Report, anchor: str) -> dict[str, Any]:
     checks = {check.id: check for check in report.checks}
     verdicts, (headline, *sentences) = {entry.verdict for entry in report.verdicts}, _sentences(report)
     fails = report.status == "failed" or verdicts == {"fails"}
-    pictures = [
-        (picture.title, checks.get(picture.check_id), b64encode(picture.png).decode()) for picture in report.pictures
-    ]
+    pictures = [(p.title, checks.get(p.check_id), b64encode(p.png).decode()) for p in report.pictures]
     return {
         "anchor": anchor, "title": PurePath(report.model).name or report.model, "report": report,
         "kind": "fails" if fails else "works" if "works" in verdicts and "fails" not in verdicts else "mixed",
