@@ -167,7 +167,7 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / name, "w") as packed:
             packed.writestr(inner, "")
     zipped = ("folder", "piped", "hollow.zip", "nested.zip", "RDF.zip")
-    told = {"text.zip": "is no zip", "empty.zip": "is no zip", "piped/rdf.yaml": "plain file", "x": "does not exist"}
+    told = {"text.zip": "not a zip", "empty.zip": "not a zip", "piped/rdf.yaml": "plain file", "x": "does not exist"}
     for name, words in {**told, **dict.fromkeys(zipped, "top level"), "https://x.invalid/m.zip": "not exist"}.items():
         with pytest.raises(UnreadableModelError, match=words), open_package(tmp_path / name):
             pass

@@ -212,7 +212,7 @@ LICENCE = put("license", value={"source": "LICENSE", "sha256": zips.sha256(b"Ask
 LEFT: list[tuple[zips.Mutation | None, Files, str]] = [
     (put(*NET, "sha256", value="0" * 64), {}, "tiny.py is code"),
     (drop(*NET, "sha256"), {}, zips.sha256(zips.BLUR.encode())),
-    (None, {"cover.png": b"no image"}, "cover.png is not looked at"),
+    (None, {"cover.png": b"no image"}, "cover.png stays as it is"),
     (both(newest_fields, LOOSE), {}, "strict"),
     (both(newest_fields, put("inputs", 0, "output_of", value="another-model")), {}, "another model's output"),
     (both(newest_fields, LICENCE), {"LICENSE": b"Ask me."}, "licence"),

@@ -91,7 +91,7 @@ def test_a_model_that_was_not_run_has_not_passed() -> None:
 def test_what_to_do_is_sorted_by_need_and_told_in_words() -> None:
     html = page(REPORT)
     todo = html[html.index("What to do") : html.index("<details>")]
-    fixes = re.findall(r'class="fix said">([^<]*)', todo)
+    fixes = re.findall(r'class="fix quoted">([^<]*)', todo)
     assert [fix.split()[0] for fix in fixes] == ["Guard", "Write", "Add", "Install", "Validate"]
     words = re.findall(r"failed|needed|advice|not checked", text_of(todo[todo.index("<ol") : todo.index("</ol>")]))
     assert words == ["failed", "needed", "advice", "not checked", "not checked"]

@@ -1,10 +1,10 @@
-"""The registry: what a check and a consumer are, how they are declared, and all that are known.
+"""The registry of checks and consumers: their types, how to declare them, and how to look them up.
 
-A check is one function with a decorator that says what people should know of it (see ``rules/``). It returns None where
-all is well, a text with what was found where it is not, or an `Outcome`; it raises `NotApplicable` where the question
-makes no sense for a model. `--list`, docs/checks.md, the reports and the order of checks follow from the declarations.
-Every module of the packages ``rules``, ``archive`` and ``run`` is imported for them, in the process that runs models
-too, and so are the modules named in `PLUGINS`.
+A check is a function whose decorator holds its severity, source, fix and scope (see ``rules/``). It returns None if the
+model passes, the problem as a text if it does not, or an `Outcome`; it raises `NotApplicable` if the question makes no
+sense for a model. `--list`, docs/checks.md, the reports and the order of checks follow from the declarations. To
+collect them, every module of the packages ``rules``, ``archive`` and ``run`` and every module named in `PLUGINS` is
+imported, also in the process that runs models.
 """
 
 import functools
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from gap_bioimage.errors import ConfigError
 
-Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: the check itself raised, nothing is known
+Status = Literal["passed", "failed", "warning", "skipped", "error"]  # error: the check itself raised an exception
 
-# the fix of checks that need Python code of the package
+# fix of checks that need the package's Python code
 RUN_CODE = "Validate with --run-code, which allows the model's Python code to run on your computer."
-# and of those during which the model raised
-RUNS = "See that the model runs in Python by itself, on its test inputs and all sizes that it declares."
+# fix of checks during which the model raised an exception
+RUNS = "Make sure that the model runs in Python on its own, with its test inputs and with all sizes that it declares."
 _LONGEST_TEXT = 900
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _RANK: dict[Status, int] = {"skipped": 0, "passed": 1, "warning": 2, "error": 3, "failed": 4}
 
 
 class NotApplicable(Exception):
-    """A check says nothing about a model, and why; a ``fix`` would let it speak: the verdict is unknown until then."""
+    """A check does not apply to a model. With a ``fix`` that would make it apply, the verdict is unknown until then."""
 
     def __init__(self, why: str, fix: str = "") -> None:
         super().__init__(why)
@@ -41,7 +41,7 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Two arrays that should have been alike, and the input that they were made from where it can be shown."""
+    """Two arrays that should be equal, and the model input that led to them if it can be shown."""
 
     title: str  # e.g. "rate, torchscript"
     axes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one check found: a status, one sentence, what to do about it, and the arrays that show it."""
+    """The result of one check: a status, one sentence, a fix, and the arrays as evidence."""
 
     status: Status
     message: str
@@ -64,26 +64,26 @@ class Outcome:
 class Check:
     """One line of a report."""
 
-    id: str  # "consumer.what", which scripts may rely on
+    id: str  # "consumer.name"; scripts may rely on it
     consumer: str
     status: Status
     message: str  # what was found and what was expected
-    fix: str = ""  # empty where nothing is to be done
+    fix: str = ""  # empty if there is nothing to do
 
     def __post_init__(self) -> None:
-        """Put both texts on one printable line of bounded length: they quote what strangers wrote into their zips."""
+        """Put both texts on one printable line of limited length, since they quote third-party files."""
         for name in ("message", "fix"):
             text = one_sentence(getattr(self, name), _LONGEST_TEXT)
             object.__setattr__(self, name, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
     def to_dict(self) -> dict[str, str]:
-        """The check as plain strings, in the order that the JSON report prints them."""
+        """Return the check as plain strings, in the order of the JSON report."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture for the report: what a model was given, what it should have made of it and what it made."""
+    """A picture for the report: a model's input, the expected output and the actual one."""
 
     check_id: str
     title: str
@@ -91,43 +91,41 @@ class Picture:
 
 
 def raised(error: Exception) -> Outcome:
-    """What is known after a check itself has raised: nothing."""
+    """Return the outcome of a check that itself raised an exception."""
     text = f"this check itself raised {type(error).__name__}: {one_sentence(error, 120)}"
-    return Outcome("error", text, "Report it with your model.")
+    return Outcome("error", text, "Report this error together with your model.")
 
 
 def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
-    """Join what one check found of each weights format: the worst status, and every message once."""
-    found = list(outcomes)
-    worst = max((outcome for _, outcome in found), key=lambda outcome: _RANK[outcome.status])
-    grouped: dict[str, list[str]] = {}
-    for weights_format, outcome in found:
-        grouped.setdefault(outcome.message, []).append(weights_format)
-    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in grouped.items())
-    return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in found for item in outcome.evidence))
+    """Merge one check's outcomes for several weights formats: the worst status, and each message once."""
+    pairs = list(outcomes)
+    worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
+    formats: dict[str, list[str]] = {}
+    for weights_format, outcome in pairs:
+        formats.setdefault(outcome.message, []).append(weights_format)
+    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
+    return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in pairs for item in outcome.evidence))
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
-    """An error text on one line of at most ``limit`` characters; TorchScript's reason stands after the code."""
-    told = _DECORATION.sub("", str(text))
-    if "TorchScript interpreter" in told and (raised := re.search(r"^[\w.]+(Error|Exception): .*", told, re.MULTILINE)):
-        told = raised[0]
-    flat = " ".join(told.split())
+    """Shorten an error text to one line of ``limit`` characters; of a TorchScript traceback, keep the exception."""
+    plain = _DECORATION.sub("", str(text))
+    if "TorchScript interpreter" in plain and (found := re.search(r"^[\w.]+(Error|Exception): .*", plain, re.M)):
+        plain = found[0]
+    flat = " ".join(plain.split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
 Kind = Literal["rule", "archive", "run"]
-
-PLUGINS = ["gap_bioimage.exporting.checks"]
-"""Names of modules outside this package that declare checks."""
+PLUGINS = ["gap_bioimage.exporting.checks"]  # modules outside this package that declare checks
 
 
 class Severity(StrEnum):
-    """What a violated check means for its consumer."""
+    """The effect of a violated check on its consumer."""
 
-    BLOCKS = "blocks"  # it does not run there: the check fails, and so does the verdict
-    DEGRADES = "degrades"  # it runs, with worse results or at a cost: a warning
-    STYLE = "style"  # it runs as well; people would find, cite or trust it more: a warning
+    BLOCKS = "blocks"  # the model does not run there: the check fails, and so does the verdict
+    DEGRADES = "degrades"  # the model runs, with worse results or at a cost: a warning
+    STYLE = "style"  # the model runs just as well, but is harder to find, cite or trust: a warning
 
 
 BLOCKS, DEGRADES, STYLE = Severity.BLOCKS, Severity.DEGRADES, Severity.STYLE
@@ -138,92 +136,92 @@ class Definition:
     """A declared check."""
 
     id: str
-    kind: Kind  # what the function is of: a `model.Model`, an opened package, or a running model (a ``Runner``)
+    kind: Kind  # decides the function's argument: a `model.Model`, an opened package, or a running model (a ``Runner``)
     severity: Severity
     function: Callable[[Any], Outcome | str | None] | None = None
-    source: str = ""  # where a rule is known from: a project with its version, a file or text in it (when it was read)
-    asks: str = ""  # what is asked of a model; the first line of the function's docstring if not given
-    breaks: str = ""  # what happens without it
-    fix: str = ""  # what the author does about it
-    # scope: weights in these formats and not in those, descriptions whose format begins so
+    source: str = ""  # origin of a rule: a project with its version, and a file or text in it (when it was read)
+    asks: str = ""  # the requirement; by default the first line of the function's docstring
+    breaks: str = ""  # the consequence of a violation
+    fix: str = ""  # what the author can do
+    # scope: weights formats that must be there, those that must not, and a prefix of the description's format version
     weights: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     versions: str = ""
-    repair: str = ""  # the function in ``validation/repair`` that mends it
-    once: bool = False  # of a run check that costs much: where the weights formats agree, one stands for all
-    compares: bool = False  # of a run check that compares outputs, which says nothing where they are no numbers
-    order: int = 0  # place among the checks of its consumer, 0 first; the same number keeps the order of the source
+    repair: str = ""  # the function in ``validation/repair`` that fixes it
+    once: bool = False  # for expensive run checks: if the outputs of all weights formats agree, only one is checked
+    compares: bool = False  # for run checks that compare outputs, which do not apply if these are not numbers
+    order: int = 0  # position among the checks of its consumer, 0 first; equal numbers keep the order of the source
 
     @property
     def consumer(self) -> str:
-        """Who needs it: the id up to the dot."""
+        """The consumer's id: the part of the check's id before the dot."""
         return self.id.split(".", 1)[0]
 
-    def passed(self, message: str = "kept") -> Check:
-        """All is well."""
+    def passed(self, message: str = "no problem found") -> Check:
+        """Return a passed check."""
         return self.check(Outcome("passed", message))
 
     def violated(self, message: str, fix: str = "") -> Check:
-        """Something was found: failed or a warning, as the severity says."""
+        """Return a failed check, or a warning if the severity is not ``blocks``."""
         return self.check(Outcome("failed", message, fix))
 
     def skipped(self, message: str) -> Check:
-        """Nothing was found out."""
+        """Return a skipped check."""
         return self.check(Outcome("skipped", message))
 
     def check(self, outcome: Outcome) -> Check:
-        """The line of the report; what does not block is never more than a warning."""
+        """Turn an outcome into a line of the report; failures that do not block become warnings."""
         softened = outcome.status == "failed" and self.severity != BLOCKS
         status, fix = "warning" if softened else outcome.status, outcome.fix
         if status in ("failed", "warning"):
-            mended = " `gap-bioimage repair` does this where it can." if self.repair else ""
-            fix = f"{fix or self.fix}{mended}".strip()
+            repair = " `gap-bioimage repair` does this where possible." if self.repair else ""
+            fix = f"{fix or self.fix}{repair}".strip()
         return Check(self.id, self.consumer, status, outcome.message, fix)
 
     def why_not(self, model: Any) -> str:
-        """Why a rule says nothing about a model (its ``weights`` and ``version``); empty if it does."""
+        """Return why a rule does not apply to a model (its ``weights`` and ``version``); empty if it does."""
         if self.weights and not set(self.weights) & set(model.weights):
-            return f"no {' or '.join(self.weights)} weights are given"
-        if others := [name for name in self.unless if name in model.weights]:
-            return f"there are {' and '.join(others)} weights"
-        return "" if model.version.startswith(self.versions) else f"is about descriptions of format {self.versions}"
+            return f"there are no {' or '.join(self.weights)} weights"
+        if excluded := [name for name in self.unless if name in model.weights]:
+            return f"there are {' and '.join(excluded)} weights"
+        return "" if model.version.startswith(self.versions) else f"only for descriptions of format {self.versions}"
 
     def judge(self, subject: Any) -> Check:
-        """Ask a rule of a `model.Model`, an archive check of a package; where it raises, nothing is known."""
+        """Run a rule on a `model.Model`, or an archive check on a package; exceptions become lines of the report."""
         try:
             if self.kind == "rule" and (why := self.why_not(subject)):
                 return self.skipped(why)
             return self.check(self.outcome_of(subject))
-        except Exception as error:  # anybody's description may hold anything anywhere
-            if isinstance(error, OSError) and error.filename is not None:  # the user's file, no fault of the check
+        except Exception as error:  # third-party descriptions may hold anything anywhere
+            if isinstance(error, OSError) and error.filename is not None:  # the fault of the file, not of the check
                 return self.violated(f"{error.filename} cannot be read: {error.strerror}")
-            if self.kind == "rule" and subject.valid is None:  # it fails for everybody, and format.valid says why
-                return self.skipped(f"the description could not be understood here: {raised(error).message}")
+            if self.kind == "rule" and subject.valid is None:  # format.valid fails, with the reason
+                return self.skipped(f"the description has an unexpected form: {raised(error).message}")
             return self.check(raised(error))
 
     def outcome_of(self, subject: Any) -> Outcome:
-        """Call the function, and make an outcome of what it returns; what it raises is passed on."""
+        """Call the function, and turn its result into an outcome; exceptions propagate."""
         if self.function is None:
             raise TypeError(f"{self.id} is declared without a function")
         try:
-            found = self.function(subject)
+            result = self.function(subject)
         except NotApplicable as reason:
             return Outcome("skipped", one_sentence(reason), reason.fix)
-        if isinstance(found, str):
-            return Outcome("failed", f"{one_sentence(found)}: {self.breaks}" if self.breaks else found)
-        return found or Outcome("passed", "kept")
+        if isinstance(result, str):
+            return Outcome("failed", f"{one_sentence(result)}: {self.breaks}" if self.breaks else result)
+        return result or Outcome("passed", "no problem found")
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A program that reads models, or a part of a model that every program rests on."""
+    """A program that reads models, or a part of a model that every program depends on."""
 
     id: str  # first part of the ids of its checks
-    title: str  # what people call it
-    about: str  # two sentences for who does not know it
-    place: int  # in reports, lowest first
-    base: bool = False  # what it needs makes a model valid at all: a violation fails the report for everybody
-    reads: tuple[str, ...] = ()  # weights formats; empty for those that bioimageio.core reads
+    title: str  # its usual name
+    about: str  # two sentences for readers who do not know it
+    place: int  # position in reports, lowest first
+    base: bool = False  # a model that violates its checks is not valid at all: the report fails for every consumer
+    reads: tuple[str, ...] = ()  # weights formats; empty if it reads those of bioimageio.core
 
 
 _CHECKS: dict[str, Definition] = {}
@@ -237,19 +235,20 @@ def consumer(name: str, title: str, about: str, place: int, **details: Any) -> N
 
 
 def declare(check_id: str, kind: Kind, severity: Severity, source: str = "", **details: Any) -> Definition:
-    """Declare a check that no single function makes; report through what is returned."""
-    made = Definition(check_id, kind, severity, source=source, **details)
+    """Declare a check; one without a function is reported through the returned `Definition`."""
+    declared = Definition(check_id, kind, severity, source=source, **details)
     if check_id in _CHECKS:
         raise ValueError(f"the check {check_id} is declared twice")
-    if not made.asks:
-        made = replace(made, asks=(getattr(made.function, "__doc__", None) or "").strip().partition("\n")[0])
-    return _CHECKS.setdefault(check_id, made)
+    if not declared.asks:
+        docstring = getattr(declared.function, "__doc__", None) or ""
+        declared = replace(declared, asks=docstring.strip().partition("\n")[0])
+    return _CHECKS.setdefault(check_id, declared)
 
 
-def _declared(
+def _declaring(
     kind: Kind, check_id: str, severity: Severity, source: str = "", **details: Any
 ) -> Callable[[_Function], _Function]:
-    """A decorator that declares a function as a check of a kind; its arguments are those of `declare`."""
+    """Return a decorator that declares a function as a check of a kind; the arguments are those of `declare`."""
 
     def register(function: _Function) -> _Function:
         declare(check_id, kind, severity, source, function=function, **details)
@@ -258,49 +257,49 @@ def _declared(
     return register
 
 
-rule, archive_check = functools.partial(_declared, "rule"), functools.partial(_declared, "archive")
-run_check = functools.partial(_declared, "run")
+rule, archive_check = functools.partial(_declaring, "rule"), functools.partial(_declaring, "archive")
+run_check = functools.partial(_declaring, "run")
 
 
 def consumers() -> Mapping[str, Consumer]:
-    """All consumers by id, in the order of reports."""
+    """Return all consumers by id, in the order of reports."""
     import_checks()
     return dict(sorted(_CONSUMERS.items(), key=lambda entry: entry[1].place))
 
 
 def known(names: Iterable[str], checks: Iterable[str] = ()) -> None:
-    """Refuse names that are not consumers', or no checks' nor their beginnings, with a ConfigError."""
+    """Raise a ConfigError if a name is not a consumer's, or neither a check's id nor its beginning up to a dot."""
     if unknown := sorted(set(names) - set(consumers())):
-        raise ConfigError(f"There is no consumer {', '.join(unknown)}; give some of {', '.join(consumers())}.")
+        raise ConfigError(f"There is no consumer {', '.join(unknown)}; choose from {', '.join(consumers())}.")
     for name in checks:
-        if not any(is_of(check_id, [name]) for check_id in registry()):
-            raise ConfigError(f"There is no check {name}; see gap-bioimage validate --list.")
+        if not any(matches(check_id, [name]) for check_id in registry()):
+            raise ConfigError(f"There is no check {name}; gap-bioimage validate --list shows all of them.")
 
 
-def is_of(check_id: str, names: Iterable[str]) -> bool:
-    """Whether a check is called so, or its id begins so up to a dot."""
+def matches(check_id: str, names: Iterable[str]) -> bool:
+    """Return whether a check's id is one of the names, or begins with one up to a dot."""
     return any(f"{check_id}.".startswith(f"{name}.") for name in names)
 
 
 def definition(check_id: str) -> Definition:
-    """A declared check by its id; KeyError if there is none."""
+    """Return a declared check by its id; KeyError if there is none."""
     return _CHECKS[check_id] if check_id in _CHECKS else registry()[check_id]
 
 
 def registry() -> Mapping[str, Definition]:
-    """All declared checks by id, in the order of a report: by consumer, then by its ``order``, module and line."""
+    """Return all declared checks by id, in the order of reports: by consumer, ``order``, module and line."""
     places = {name: place for place, name in enumerate(consumers())}
 
-    def key(made: Definition) -> tuple[int, int, str]:
-        # modules import each other, so that the order in which they declare their checks is nobody's choice
-        return places.get(made.consumer, len(places)), made.order, getattr(made.function, "__module__", "")
+    def key(entry: Definition) -> tuple[int, int, str]:
+        # modules import each other, so the order in which they declare their checks is arbitrary
+        return places.get(entry.consumer, len(places)), entry.order, getattr(entry.function, "__module__", "")
 
-    return {made.id: made for made in sorted(_CHECKS.values(), key=key)}
+    return {entry.id: entry for entry in sorted(_CHECKS.values(), key=key)}
 
 
 def definitions(kind: Kind) -> list[Definition]:
-    """All declared checks of a kind that have a function, in the order of a report."""
-    return [made for made in registry().values() if made.kind == kind and made.function is not None]
+    """Return all declared checks of a kind that have a function, in the order of reports."""
+    return [entry for entry in registry().values() if entry.kind == kind and entry.function is not None]
 
 
 @functools.cache
@@ -315,11 +314,8 @@ def import_checks() -> None:
         importlib.import_module(name)
 
 
-# fmt: off
-consumer("archive", "the zip file", "The zip itself: whether it is whole, and safe to unpack and to load.", 0,
-         base=True)
-consumer("format", "the description", "The description, `rdf.yaml`, as the bioimage.io format defines it.", 1,
-         base=True)
-consumer("run", "running the model",
-         "What everybody expects of a model: its weights are loaded and run on images of other sizes, dark ones, "
-         "tiles.", 3, base=True)
+consumer("archive", "the zip file", "Whether the zip itself is complete, and safe to unpack and to load.", 0, base=True)
+consumer("format", "the description", "The description, `rdf.yaml`, in the bioimage.io format.", 1, base=True)
+consumer(
+    "run", "running the model", "Whether the weights load, and run on other sizes, dark images and tiles.", 3, base=True
+)

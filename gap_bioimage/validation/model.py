@@ -1,4 +1,4 @@
-"""The model as rules see it: the description as written, the same upgraded to format 0.5, and the files beside it."""
+"""The model as rules see it: the description, as written and upgraded to format 0.5, and the packaged files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Axis:
     kind: str  # batch, channel, space, time or index
     id: str
     size: int | None  # a fixed size, in pixels
-    min_step: tuple[int, int] | None  # of a size that is a choice, in pixels
-    smallest: int  # the smallest declared size; 1 for a batch, and where it follows another axis
+    min_step: tuple[int, int] | None  # of a parameterized size, in pixels
+    smallest: int  # the smallest declared size; 1 for a batch axis, and for a size that refers to another axis
     scale: float  # pixel size along the axis
     halo: int  # in output pixels
 
     @classmethod
     def of(cls, written: dict[str, Any]) -> Axis:
         """Read an axis of format 0.5."""
-        kind, given = str(written.get("type", "")), written.get("size")
-        size = given if isinstance(given, int) else None
-        is_choice = isinstance(given, dict) and {"min", "step"} <= given.keys()
-        min_step = (int(given["min"]), int(given["step"])) if is_choice and given else None
+        kind, declared = str(written.get("type", "")), written.get("size")
+        size = declared if isinstance(declared, int) else None
+        is_parameterized = isinstance(declared, dict) and {"min", "step"} <= declared.keys()
+        min_step = (int(declared["min"]), int(declared["step"])) if is_parameterized and declared else None
         smallest = {"batch": 1, "channel": len(written.get("channel_names") or [""])}.get(kind)
         smallest = smallest or (min_step[0] if min_step else size or 1)
         name = str(written.get("id") or ("x" if kind == "space" else kind))
@@ -54,12 +54,12 @@ class Tensor:
     written: dict[str, Any]
     id: str
     axes: list[Axis]
-    data_type: str  # empty for several channels of their own
-    steps: list[dict[str, Any]]  # of processing
+    data_type: str  # empty if each channel has its own
+    steps: list[dict[str, Any]]  # pre- or postprocessing
 
     @classmethod
     def of(cls, written: dict[str, Any], default_id: str = "") -> Tensor:
-        """Read a tensor of format 0.5, which has a default name where none is written."""
+        """Read a tensor of format 0.5; ``default_id`` applies if it has no id."""
         data = written.get("data")
         data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
         steps = [step for key in ("preprocessing", "postprocessing") for step in mappings(written.get(key))]
@@ -74,11 +74,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """What a rule may ask."""
+    """The subject of rules: a package with its description as bioimageio.spec reads it."""
 
     package: Package
-    valid: Description | None = None  # what bioimageio.spec makes of the description; None if it refuses it
-    with_files: bool = True  # without, every question about a file does not apply
+    valid: Description | None = None  # the description as bioimageio.spec reads it; None if invalid
+    with_files: bool = True  # if False, no question about files applies
 
     @property
     def rdf(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Model:
 
     @cached_property
     def version(self) -> str:
-        """``format_version`` as written; empty if it is none."""
+        """``format_version`` as written; empty if it is not a version number."""
         written = self.rdf.get("format_version")
         text = written if isinstance(written, str) else repr(written) if isinstance(written, int | float) else ""
         return text if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", text) else ""
@@ -99,8 +99,8 @@ class Model:
 
     @cached_property
     def descr(self) -> dict[str, Any]:
-        """The description in format 0.5; `NotApplicable` if it is written in another and invalid."""
-        if self.version_numbers[:2] == (0, 5):  # as written: what is a default is not what the author said
+        """The description in format 0.5; `NotApplicable` if it is written in another format and invalid."""
+        if self.version_numbers[:2] == (0, 5):  # as written, without the defaults that bioimageio.spec would add
             return self.rdf
         if self.valid is None:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
@@ -131,43 +131,43 @@ class Model:
 
     @property
     def weights(self) -> dict[str, dict[str, Any]]:
-        """The weights that are given, by format."""
-        found = self.rdf.get("weights")
-        given = found.items() if isinstance(found, dict) else ()
-        return {key: entry for key, entry in given if isinstance(key, str) and isinstance(entry, dict)}
+        """The entries of the weights, by format."""
+        written = self.rdf.get("weights")
+        entries = written.items() if isinstance(written, dict) else ()
+        return {key: entry for key, entry in entries if isinstance(key, str) and isinstance(entry, dict)}
 
     @cached_property
     def architecture(self) -> dict[str, Any]:
-        """Of a state_dict: ``callable``, ``source`` or ``import_from``, and ``kwargs``; empty if there is none."""
+        """The state_dict's ``callable``, ``source`` or ``import_from``, and ``kwargs``; empty if there is none."""
         entry = self.weights.get("pytorch_state_dict", {})
-        found = entry.get("architecture")
-        if not isinstance(found, str):
-            return found if isinstance(found, dict) else {}
+        written = entry.get("architecture")
+        if not isinstance(written, str):
+            return written if isinstance(written, dict) else {}
         # format 0.4: unet.py:UNet2d or plantseg.model.UNet3D
-        where, _, name = found.rpartition(":" if ":" in found else ".")
-        return {"callable": name, "source" if ":" in found else "import_from": where, "kwargs": entry.get("kwargs")}
+        where, _, name = written.rpartition(":" if ":" in written else ".")
+        return {"callable": name, "source" if ":" in written else "import_from": where, "kwargs": entry.get("kwargs")}
 
     def texts(self, key: str) -> list[str]:
-        """The strings in a list field."""
-        found = self.rdf.get(key)
-        return [item for item in found if isinstance(item, str)] if isinstance(found, list) else []
+        """Return the strings in a list field."""
+        items = self.rdf.get(key)
+        return [item for item in items if isinstance(item, str)] if isinstance(items, list) else []
 
     def mappings(self, key: str) -> list[dict[str, Any]]:
-        """The mappings in a list field."""
+        """Return the mappings in a list field."""
         return mappings(self.rdf.get(key))
 
     def need_files(self) -> Package:
-        """The package; `NotApplicable` if there is the description only."""
+        """Return the package; `NotApplicable` if only the description is validated."""
         if not self.with_files:
-            raise NotApplicable("only the description was looked at")
+            raise NotApplicable("only the description was validated")
         return self.package
 
     def file_of(self, value: object) -> Path | None:
-        """The packaged file behind a path or a ``{source, sha256}`` entry; None if it is not there."""
+        """Return the packaged file for a path or a ``{source, sha256}`` entry; None if it is absent."""
         return self.need_files().file(source_of(value))
 
     def test_array(self, tensor: Tensor) -> Any:
-        """A tensor's test array, which stays on disk; None where it is no .npy file in the package."""
+        """Return a tensor's test array, memory-mapped; None if it is not an .npy file in the package."""
         from gap_bioimage.validation.archive.files import read_array
 
         path = self.file_of(tensor.written.get("test_tensor"))
@@ -182,17 +182,17 @@ class Model:
     def halo_of_input(self) -> dict[tuple[str, str], float]:
         """Halo in input pixels by (input id, axis id), from the outputs that refer to it."""
         scales = {(tensor.id, axis.id): axis.scale for tensor in self.inputs for axis in tensor.axes}
-        found: dict[tuple[str, str], float] = {}
+        halos: dict[tuple[str, str], float] = {}
         for axis in (axis for tensor in self.outputs for axis in tensor.axes):
             size = axis.written.get("size")
             if axis.halo and isinstance(size, dict) and "axis_id" in size:
                 key = (str(size.get("tensor_id")), str(size["axis_id"]))
-                found[key] = max(found.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
-        return found
+                halos[key] = max(halos.get(key, 0.0), axis.halo * axis.scale / scales.get(key, 1.0))
+        return halos
 
 
 def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
-    """The description with the infinities of ``data_range`` (format 0.4) that it lost on its way through JSON."""
+    """Restore the infinities of ``data_range`` (format 0.4), which descriptions lose when they pass through JSON."""
     restored = deepcopy(rdf)
     for tensor in (*mappings(restored.get("inputs")), *mappings(restored.get("outputs"))):
         limits = tensor.get("data_range")
@@ -203,7 +203,7 @@ def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
-    """A tensor of a valid description of format 0.4 in the words of 0.5, where the upgrade fails."""
+    """Translate a tensor of a valid 0.4 description to format 0.5, for descriptions that cannot be upgraded."""
     shape, axes = tensor["shape"], []
     for n, letter in enumerate(tensor["axes"]):
         size = shape[n] if isinstance(shape, list) else {key: shape[key][n] for key in {"min", "step"} & {*shape}}
@@ -218,5 +218,5 @@ def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
 
 
 def source_of(value: object) -> object:
-    """The path in an entry that names a file, by itself or as ``{source, sha256}``."""
+    """Return the path in a file's entry, which is the path alone or ``{source, sha256}``."""
     return value.get("source") if isinstance(value, dict) else value

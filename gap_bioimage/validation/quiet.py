@@ -12,7 +12,7 @@ def quiet() -> Iterator[None]:
     """Silence bioimageio's loguru logs, tqdm bars (stderr) and warnings inside the block."""
     from loguru import logger
 
-    for name in ("bioimageio", "pydantic"):  # spec's own warnings may come out of pydantic's frames
+    for name in ("bioimageio", "pydantic"):  # spec's own warnings may come from pydantic's frames
         logger.disable(name)
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

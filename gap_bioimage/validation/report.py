@@ -1,4 +1,4 @@
-"""Validate a model the way its consumers will, and gather what was found."""
+"""Validate a model the way its consumers will, and collect the results in a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import Package, open_package
-from gap_bioimage.validation.check import Check, Picture, is_of
+from gap_bioimage.validation.check import Check, Picture, matches
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.engines import check_device, find_engines
 from gap_bioimage.validation.run.sandbox import Sandbox
@@ -27,19 +27,19 @@ Status = Literal["passed", "failed", "not-run", "unknown"]
 
 @dataclass(frozen=True)
 class Report:
-    """What a validation found: all checks, in the order in which they were made, and what follows from them."""
+    """The result of a validation: all checks, in the order in which they were made, and what follows from them."""
 
     model: str  # the path that was validated, as given
     checks: tuple[Check, ...]
     verdicts: tuple[Verdict, ...] = ()
     score: Score | None = None
     pictures: tuple[Picture, ...] = ()
-    description_only: bool = False  # nothing but the description was looked at, as asked for
-    ran: bool = False  # the model was run, though the check that tells so may have been left out
+    description_only: bool = False  # only the description was validated, on request
+    ran: bool = False  # the model was run, even if core.test was left out of the checks
 
     @property
     def status(self) -> Status:
-        """``failed`` if any check failed, ``not-run`` if that was to be and was not, ``unknown`` if one raised."""
+        """``failed`` if a check failed, ``not-run`` if a requested run did not happen, ``unknown`` if one raised."""
         if any(check.status == "failed" for check in self.checks):
             return "failed"
         if not (self.was_run or self.description_only):
@@ -52,10 +52,10 @@ class Report:
         return self.ran or any(check.id == "core.test" and check.status != "skipped" for check in self.checks)
 
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> Report:
-        """The report with some checks only, by ids or their beginnings up to a dot; verdicts and score stay."""
+        """Return the report with some checks only, by ids or their beginnings up to a dot; verdicts and score stay."""
         registry.known((), (*select, *ignore))
-        kept = [c for c in self.checks if (not select or is_of(c.id, select)) and not is_of(c.id, ignore)]
-        return replace(self, checks=tuple(kept), ran=self.was_run)
+        checks = [c for c in self.checks if (not select or matches(c.id, select)) and not matches(c.id, ignore)]
+        return replace(self, checks=tuple(checks), ran=self.was_run)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,18 +64,18 @@ class Report:
 
     @property
     def raised(self) -> list[Check]:
-        """The checks that themselves raised, which leaves a verdict unknown."""
+        """The checks that themselves raised an exception, which leaves a verdict unknown."""
         return [check for check in self.checks if check.status == "error"]
 
     def to_dict(self) -> dict[str, object]:
-        """The report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
-        found = [asdict(verdict) for verdict in self.verdicts]
+        """Return the report as ``validate --json`` prints it; ``consumers`` is the older name of ``verdicts``."""
+        verdicts = [asdict(verdict) for verdict in self.verdicts]
         report: dict[str, object] = {
             "status": self.status, "model": self.model, "checks": [check.to_dict() for check in self.checks],
-            "verdicts": found, "consumers": found, "score": None if self.score is None else asdict(self.score),
+            "verdicts": verdicts, "consumers": verdicts, "score": None if self.score is None else asdict(self.score),
         }  # fmt: skip
-        more = {"description_only": True} if self.description_only else {}
-        return report | more | ({} if self.was_run else {"was_run": False})
+        scope = {"description_only": True} if self.description_only else {}
+        return report | scope | ({} if self.was_run else {"was_run": False})
 
 
 def validate(
@@ -93,90 +93,90 @@ def validate(
 ) -> Report:
     """Check a bioimage.io model: its archive, format, files, behaviour when run, and its consumers' rules.
 
-    What makes a model valid at all (consumers ``archive``, ``format``, ``core``, ``run``) always fails the report.
-    What blocks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a failure where that partner is
-    asked for. Models run in a process of their own: one that hangs or takes all memory is a failed check. No network
-    is used.
+    A failed check that concerns every program (consumers ``archive``, ``format``, ``core``, ``run``) always fails the
+    report. A problem that blocks one partner (``zoo``, ``fiji``, ``ilastik``, ...) is a warning, and a failure if that
+    partner is listed in ``consumers``. Models run in a separate process: one that hangs or takes all memory is a failed
+    check. No network is used.
 
     Parameters
     ----------
     path
         A model zip, a folder that holds a description, or the description's yaml itself.
     consumers
-        Ids of consumers: those partners' rules are checked and must hold. None checks all of them, and warns.
+        Ids of consumers: the rules of these partners are checked and must hold. None checks all partners, and warns.
     run_code
-        Allow Python code of the package to run (architecture sources, custom processing). Without it, weights
-        that need it are skipped; TorchScript and ONNX are run.
+        Allow the package's Python code to run (architecture sources, custom processing). Without it, weights that
+        need such code are skipped; TorchScript and ONNX are run.
     device
         Torch device to run on.
     engines
-        Other Python interpreters, such as ``/usr/bin/python3``, in whose torch the TorchScript is run too.
+        Other Python interpreters, such as ``/usr/bin/python3``, whose torch runs the TorchScript, too.
     keep
-        Folder for the tensors and pictures of failed checks; nothing is kept without it.
+        Folder for the tensors and pictures of failed checks; without it, none are kept.
     pictures
         Return pictures of inputs, outputs and differences with the report.
     process
-        The process in which models run, with its limits, to be shared by several calls; a new one if None.
+        The process in which models run, with its limits, which several calls can share; a new one if None.
     on_check
         Called with every check as soon as it is made.
     description_only
-        Judge the description alone: nothing is run, and a verdict says ``works`` where nothing in it speaks against
-        it, ``unknown`` where only the files or a run can tell.
+        Validate the description alone, and run nothing. A verdict is ``works`` if nothing in the description speaks
+        against it, ``unknown`` if only the files or a run can decide.
 
     Raises
     ------
     UnreadableModelError
-        If the path is no zip, folder or yaml, or holds no description.
+        If the path is not a zip, folder or yaml, or holds no description.
     ConfigError
-        If a consumer's name is unknown, an engine has no torch, or there is no such device.
+        If a consumer is unknown, an engine has no torch, or the device does not exist.
     """
     registry.known(consumers or ())
     check_device(device)
-    kept = None if keep is None else Path(keep).absolute()
-    job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=kept)
+    folder = None if keep is None else Path(keep).absolute()
+    job = partial(Job, run_code=run_code, device=device, engines=find_engines(engines), keep=folder)
     with nullcontext(process) if process is not None else Sandbox() as runs:
         if not description_only and Path(path).exists():
-            runs.start()  # the libraries are imported there while the files are looked at
+            runs.start()  # imports the libraries there while the files are examined
         with open_package(path) as (package, checks):
-            valid, made = None, iter(())
+            valid, results = None, iter(())
             if package is not None and description_only:
-                valid, made = _look(replace(package, rdf=with_infinities(package.rdf)), None)
+                valid, results = _examine(replace(package, rdf=with_infinities(package.rdf)), None)
             elif package is not None:
-                shown_in = package.scratch / "pictures" if pictures else None
-                valid, made = _look(package, lambda descr: runs.run(job(package, descr, pictures=shown_in)))
-            raw, judged, drawn = _gathered(chain(checks, made), consumers, on_check)
-            found = drawn if pictures else ()
-            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in found if png.is_file())
+                drawings = package.scratch / "pictures" if pictures else None
+                valid, results = _examine(package, lambda descr: runs.run(job(package, descr, pictures=drawings)))
+            raw, reported, drawn = _collect(chain(checks, results), consumers, on_check)
+            files = drawn if pictures else ()
+            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in files if png.is_file())
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
     metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))
-    return Report(str(path), tuple(judged), verdicts, score_of(raw, *metadata), shown, description_only)
+    return Report(str(path), tuple(reported), verdicts, score_of(raw, *metadata), shown, description_only)
 
 
-def _look(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
-    """What the files, the model where it is run, and the rules tell, one after the other; first the description."""
+def _examine(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
+    """Return the description, and an iterator over the results of the files, the run (if any) and the rules."""
     examined = examine(package, description_only=run is None)
     valid = examined.description
     ran = run(valid) if run is not None and valid is not None and not examined.why_not_run else ()
     model = Model(package, valid, with_files=run is not None)
     rules = registry.definitions("rule") if examined.is_model else []
-    return valid, chain(examined.checks, ran, (made.judge(model) for made in rules))
+    return valid, chain(examined.checks, ran, (rule.judge(model) for rule in rules))
 
 
-def _gathered(
-    made: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
+def _collect(
+    results: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
 ) -> tuple[list[Check], list[Check], list[tuple[str, str, Path]]]:
-    """All checks, those that were asked for, each of which is told of as soon as it is made, and pictures."""
-    raw, judged, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
-    for item in made:
+    """Return all checks, those of the report (each passed to ``on_check`` as soon as it is made), and pictures."""
+    raw, reported, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
+    for item in results:
         if not isinstance(item, Check):
             drawn.append(item)
             continue
         raw.append(item)
         must_hold = registry.consumers()[item.consumer].base or item.consumer in (consumers or ())
         if must_hold or consumers is None:
-            softened = item.status == "failed" and not must_hold  # nobody asked for this partner in particular
-            judged.append(replace(item, status="warning") if softened else item)
+            softened = item.status == "failed" and not must_hold  # this partner was not requested
+            reported.append(replace(item, status="warning") if softened else item)
             if on_check is not None:
-                on_check(judged[-1])
-    return raw, judged, drawn
+                on_check(reported[-1])
+    return raw, reported, drawn

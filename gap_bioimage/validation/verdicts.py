@@ -1,4 +1,4 @@
-"""Who will run the model, the score that the zoo will give it, and what would raise it, as they follow from checks."""
+"""Derive from the checks which programs will run the model, its score in the zoo, and how to raise this score."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ PARTS = {"format": "valid format", "inference": "runs", "reproduces": "reproduce
 POINTS = {"format": 1, "inference": 2, "reproduces": 4, "metadata": 1}
 
 _REASON_LENGTH = 240
-_TEST = "core.test"  # of what bioimageio.core needs, this alone is what every program rests on
 _SHOWN = 2
-# fields that any author can fill in; many that bioimageio.spec counts are for other kinds of weights
+# fields that any author can fill in; many others that bioimageio.spec counts belong to particular weights formats
 _FIELDS = (
     "version", "git_repo", "packaged_by", "links", "timestamp", "config.bioimageio.modality",
     "config.bioimageio.target_structure", "config.bioimageio.task", "config.bioimageio.architecture_type",
     "config.bioimageio.model_parameter_count", "config.bioimageio.out_of_scope_use",
 )  # fmt: skip
+_Word = Literal["works", "fails", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +27,31 @@ class Verdict:
     """Whether one program will run the model, and why, in one sentence."""
 
     consumer: str
-    verdict: Literal["works", "fails", "unknown"]
+    verdict: _Word
     reason: str
 
 
 def programs() -> list[str]:
-    """Ids of the consumers that verdicts are about: bioimageio.core and all that are not `Consumer.base`."""
+    """Return the ids of consumers that get a verdict: bioimageio.core and all that are not `Consumer.base`."""
     return [name for name, entry in consumers().items() if name == "core" or not entry.base]
 
 
 def verdicts_of(checks: Sequence[Check], *, description_only: bool = False) -> tuple[Verdict, ...]:
     """Judge every program from all checks, with the status that they have for the consumer itself.
 
-    A program fails where the model itself is broken (a failed check of a `Consumer.base`) or one of its own checks
-    failed. It is unknown where a check raised or could not find out what it should, and where bioimageio.core's test,
-    or the weights that it reads, were not run; of a description alone nothing is meant to be run.
+    The verdict is ``fails`` if the model itself is broken (a failed check of a `Consumer.base`) or one of the program's
+    own checks failed. It is ``unknown`` if a check raised an exception or could not be made, or if bioimageio.core's
+    test or the weights that the program reads were not run; with ``description_only``, nothing has to be run.
     """
     return tuple(Verdict(name, *_verdict(name, checks, description_only)) for name in programs())
 
 
-def _verdict(
-    name: str, checks: Sequence[Check], description_only: bool
-) -> tuple[Literal["works", "fails", "unknown"], str]:
-    # bioimageio.core runs its own test and no more, so what "run" finds beyond it is for the others
+def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tuple[_Word, str]:
+    # bioimageio.core only runs its own test, not the checks of "run"; other programs only depend on that test of it
     base = [entry.id for entry in consumers().values() if entry.base and (name, entry.id) != ("core", "run")]
     own = [check for check in checks if check.consumer == name]
-    for_all = [check for check in checks if check.consumer in base and (check.consumer != "core" or check.id == _TEST)]
-    if broken := [check for check in for_all if check.status == "failed"]:
+    failures = [check for check in checks if check.consumer in base and check.status == "failed"]
+    if broken := [check for check in failures if check.consumer != "core" or check.id == "core.test"]:
         return "fails", f"the model itself fails: {_messages(broken)}"
     if failed := [check for check in own if check.status == "failed"]:
         return "fails", _messages(failed)
@@ -63,13 +61,13 @@ def _verdict(
         return "unknown", "its test was not reached" if name == "core" else "no rules were checked"
     if untested := "" if description_only else _untested(name, checks):
         return "unknown", untested
-    if not_known := [check for check in own if check.status == "skipped" and check.fix]:
-        return "unknown", _with_fix(not_known[0])
+    if undecided := [check for check in own if check.status == "skipped" and check.fix]:
+        return "unknown", _with_fix(undecided[0])
     if advice := [check for check in own if check.status == "warning"]:
         return "works", f"advice: {_messages(advice)}"
     if description_only:
         return "works", "nothing in the description speaks against it"
-    return "works", "its test passes" if name == "core" else "keeps all of its rules"
+    return "works", "its test passes" if name == "core" else "follows all of its rules"
 
 
 def _messages(checks: Sequence[Check]) -> str:
@@ -79,7 +77,7 @@ def _messages(checks: Sequence[Check]) -> str:
 
 
 def _untested(name: str, checks: Sequence[Check]) -> str:
-    """Why it cannot be known whether the weights that a consumer reads run; empty if they were run."""
+    """Return why it is unknown whether the weights that a consumer reads run; empty if they were run."""
     test = next((check for check in checks if check.id == "core.test"), None)
     if test is None or test.status == "skipped":
         return "the model was not run" if test is None else _with_fix(test)
@@ -95,13 +93,13 @@ def _with_fix(check: Check) -> str:
 
 
 def _unrun(checks: Sequence[Check]) -> list[Check]:
-    """Checks that were skipped, which leaves open what the model does."""
+    """Return the skipped checks without which the model's behaviour is unknown."""
     deciding = {"core.test", *(f"run.{name}" for entry in consumers().values() for name in entry.reads)}
     return [check for check in checks if check.status == "skipped" and check.id in deciding]
 
 
 def how_to_run(checks: Sequence[Check]) -> str:
-    """What to do so that a model is run that was not, in sentences."""
+    """Return what to do to get a model run that was not run, in sentences."""
     unrun = _unrun(checks)
     fixes = " ".join(dict.fromkeys(check.fix for check in unrun if check.fix))
     return fixes or (f"The reason: {unrun[0].message}." if unrun else "")
@@ -109,39 +107,39 @@ def how_to_run(checks: Sequence[Check]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The zoo's score, predicted."""
+    """The predicted score in the zoo."""
 
     total: float  # 0 to 8
     parts: dict[str, float]  # each from 0 to its `POINTS`
-    raise_it: tuple[str, ...]  # what would raise the score, and by how much, the largest gain first
+    raise_it: tuple[str, ...]  # ways to raise the score, each with its gain, the largest first
 
 
 def empty_fields(descr: Any) -> list[str]:
-    """Fields that any author can fill in, and the author of a description that bioimageio.spec has loaded has not."""
+    """Return the fields that any author can fill in and that a description loaded by bioimageio.spec leaves empty."""
     written = descr.model_dump(mode="json", exclude_unset=True)
 
-    def is_given(name: str) -> bool:
-        found = written
+    def is_filled(name: str) -> bool:
+        value = written
         for part in name.split("."):  # a config of format 0.4 may hold anything
-            found = found.get(part) if isinstance(found, dict) else None
-        return bool(found)
+            value = value.get(part) if isinstance(value, dict) else None
+        return bool(value)
 
-    return [name for name in _FIELDS if not is_given(name)]
+    return [name for name in _FIELDS if not is_filled(name)]
 
 
 def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str] = ()) -> Score:
-    """Predict the zoo's score, which BioEngine (apps/model-runner, 2026-08-22) computes.
+    """Predict the zoo's score, as BioEngine (apps/model-runner, 2026-08-22) computes it.
 
-    0 unless the description is valid; then 1, + 2 if the model runs, + 4 if it reproduces its test outputs, + the
-    completeness of its metadata (0 to 1, from bioimageio.spec). What is unknown counts as 0. ``empty`` fields are those
-    that would raise the completeness.
+    The score is 0 unless the description is valid; then it is 1, + 2 if the model runs, + 4 if it reproduces its test
+    outputs, + the completeness of its metadata (0 to 1, from bioimageio.spec). Unknown parts count as 0. Filling in the
+    ``empty`` fields would raise the completeness.
     """
     statuses = {check.id: check.status for check in checks}
-    unfit = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
+    invalid = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
     parts = dict.fromkeys(POINTS, 0.0)
-    if not unfit and statuses.get("format.valid") == "passed":
+    if not invalid and statuses.get("format.valid") == "passed":
         passed = statuses.get("core.test") == "passed"
-        ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it has given some outputs
+        ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it gave outputs
         parts = {"format": 1.0, "inference": 2.0 * ran, "reproduces": 4.0 * passed, "metadata": metadata}
     base = [name for name, entry in consumers().items() if entry.base]
     broken = [check for check in checks if check.consumer in base and check.status == "failed"]

@@ -1,1 +1,1 @@
-"""A model package, opened without trust: its zip, description, files, pickles, arrays and TorchScript code."""
+"""Checks of an untrusted model package: its zip, description, files, pickles, arrays and TorchScript code."""

@@ -1,4 +1,4 @@
-"""The description as bioimageio.spec reads it, without a network, and what it finds wrong in an author's words."""
+"""Load the description with bioimageio.spec, without a network, and put its findings in the author's terms."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gap_bioimage.validation.quiet import quiet
 _SHOWN = 5
 _MOST_PX = 1_000_000
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
-_NOT_NEEDED = ("covers", "sample_inputs", "sample_outputs", "attachments")  # of format 0.4
-# what format 0.4 leaves to programs and 0.5 refuses: of all test tensors, and what the sizes of these contradict
+_NOT_NEEDED = ("covers", "sample_inputs", "sample_outputs", "attachments")  # files that format 0.4 may lack
+# errors that format 0.5 raises and 0.4 leaves to programs: all about test tensors, and those about their sizes
 OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
 _OF_SIZES = re.compile(r"test_tensor\b.*\bsize|Dimension mismatch|batch size mismatch")
 
 _VALID = declare(
     "format.valid", "archive", BLOCKS, order=3, asks="A valid description.",
-    breaks="bioimageio.core and all that use it refuse the model",
-    fix="Correct what is named; the format is described at https://bioimage-io.github.io/spec-bioimage-io.",
+    breaks="bioimageio.core and all programs that use it refuse the model",
+    fix="Correct the named fields; the format is described at https://bioimage-io.github.io/spec-bioimage-io.",
 )  # fmt: skip
 _RECOMMENDED = declare(
     "format.recommended", "archive", STYLE, order=4, asks="The fields that bioimageio.spec recommends.",
-    breaks="the zoo's score sinks", fix="Fill in or correct the named fields.",
+    breaks="the score in the zoo is lower", fix="Fill in or correct the named fields.",
 )  # fmt: skip
 
 
@@ -40,24 +40,24 @@ class Description:
     as_written: Any  # bioimageio.spec's object in the format that the author wrote (0.4 or 0.5)
     upgraded: Any | None  # the same in format 0.5; None if it cannot be upgraded
     not_upgraded: str  # why it cannot be upgraded; empty if it can
-    weights: tuple[str, ...]  # formats of those that are in the package
+    weights: tuple[str, ...]  # formats of the weights inside the package
 
 
 def people(rdf: dict[str, Any]) -> list[str]:
-    """GitHub names of the people that a description names."""
+    """Return the GitHub names of the people in a description."""
     people = [person for key in ("authors", "maintainers", "packaged_by") for person in mappings(rdf.get(key))]
     return list(dict.fromkeys(name for p in people if isinstance(name := p.get("github_user"), str)))
 
 
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
-    """The description, None if it is invalid in the format that it states, and the checks that say so."""
+    """Return the description, None if it is invalid in its stated format, and the checks of its format."""
     rdf = package.rdf
     written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
-    problems = _unseen_by_spec(rdf) or problems_of(package, written)
+    problems = _missed_by_spec(rdf) or problems_of(package, written)
     if not problems and not str(rdf["format_version"]).startswith("0.5"):
         upgraded = load_offline(package, rdf, "latest", with_files=with_files)
-        problems = problems_of(package, upgraded, _OF_SIZES)  # what older formats themselves do not ask
-        if not problems and isinstance(upgraded, Exception):  # a halo of a fixed size hides what else is wrong
+        problems = problems_of(package, upgraded, _OF_SIZES)  # older formats do not check these
+        if not problems and isinstance(upgraded, Exception):  # a halo on a fixed size hides further errors
             outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
             plain = load_offline(package, {**rdf, "outputs": outputs}, "latest", with_files=with_files)
             problems = problems_of(package, plain, _OF_SIZES)
@@ -68,54 +68,53 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     warnings += [text for text in _warnings(package, written) if text not in why_not]
     names = [str(getattr(output, "id", i)) for i, output in enumerate(written.outputs)]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
-    warnings += [f"outputs: several are called {name!r}, of which programs give one; name each" for name in twice]
+    warnings += [f"outputs: several are called {name!r}, and programs return one; rename the others" for name in twice]
     checks = [_VALID.passed(f"a valid model description of format {rdf['format_version']}")]
     if warnings:
         checks.append(_RECOMMENDED.violated(few(warnings, _SHOWN)))
-    here = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
-    return Description(written, None if why_not else upgraded, why_not, tuple(here)), checks
+    local = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
+    return Description(written, None if why_not else upgraded, why_not, tuple(local)), checks
 
 
-def _unseen_by_spec(rdf: dict[str, Any]) -> list[str]:
-    """What bioimageio.spec does not ask, tells in pieces or stumbles over, and steps that core lacks."""
-    found, is_05 = list[str](), str(rdf["format_version"]) >= "0.5"
-    every = [(f"{key}[{i}]", t) for key in ("inputs", "outputs") for i, t in enumerate(mappings(rdf.get(key)))]
-    for where, tensor in every:
+def _missed_by_spec(rdf: dict[str, Any]) -> list[str]:
+    """Return problems that bioimageio.spec misses, splits into pieces or crashes on, and steps that core lacks."""
+    problems, is_05 = list[str](), str(rdf["format_version"]) >= "0.5"
+    tensors = [(f"{key}[{i}]", t) for key in ("inputs", "outputs") for i, t in enumerate(mappings(rdf.get(key)))]
+    for where, tensor in tensors:
         axes, shape = tensor.get("axes"), tensor.get("shape")
         if isinstance(axes, str if is_05 else list):
             written = "a text, as in format 0.4" if is_05 else "a list, as in format 0.5"
-            told = f"but {where}.axes is {written}: write one of them"
-            return [f"format_version is {rdf['format_version']}, {told}"]
+            return [f"format_version is {rdf['format_version']}, but {where}.axes is {written}: change one of the two"]
         if isinstance(axes, str) and isinstance(shape, list) and len(shape) != len(axes):
-            found.append(f"{where}.axes: is {axes!r}, but the shape has {len(shape)} sizes")
+            problems.append(f"{where}.axes: is {axes!r}, but the shape has {len(shape)} sizes")
         for j, step in enumerate(mappings(tensor.get("postprocessing"))):
-            found += _not_in_core(f"{where}.postprocessing[{j}]", step)
+            problems += _not_in_core(f"{where}.postprocessing[{j}]", step)
     for key in ("inputs", "outputs"):
         described, tested = rdf.get(key), rdf.get(f"test_{key}")
         if not is_05 and isinstance(described, list) and isinstance(tested, list) and 0 < len(tested) < len(described):
-            found.append(f"test_{key}: {len(described)} {key} are described, and {len(tested)} tested")
-    return found
+            problems.append(f"test_{key}: {len(described)} {key} are described, and {len(tested)} tested")
+    return problems
 
 
 def _not_in_core(where: str, step: dict[str, Any]) -> Iterator[str]:
     name = step.get("id") or step.get("name")
     kwargs = step["kwargs"] if isinstance(step.get("kwargs"), dict) else {}
-    of_output = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
+    normalises = name in ("zero_mean_unit_variance", "scale_mean_variance") and kwargs.get("mode") != "fixed"
     if name == "scale_range" and not kwargs.get("reference_tensor"):
         yield f"{where}.kwargs.reference_tensor: is missing; scale_range takes percentiles of an input"
-    elif of_output or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
+    elif normalises or (name == "clip" and {"min_percentile", "max_percentile"} & kwargs.keys()):
         yield f"{where}: {name} needs statistics of the output, which bioimageio.core does not compute"
 
 
 class _Known(dict[str, Any]):
-    """Every URL is among them, since bioimageio.spec does not request what is known."""
+    """Contains every URL, since bioimageio.spec does not request known files."""
 
     def __contains__(self, name: object) -> bool:
         return is_url(str(name)) or super().__contains__(name)
 
 
 def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_files: bool = False) -> Any:
-    """A description as bioimageio.spec loads it in a format, or what it raises; nothing is looked up or downloaded."""
+    """Load a description in a format with bioimageio.spec, without a network; return its exception if it raises one."""
     from bioimageio.spec import ValidationContext, build_description
     from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
     from bioimageio.spec.model import v0_5
@@ -123,43 +122,43 @@ def load_offline(package: Package, rdf: dict[str, Any], version: str, *, with_fi
     for tensor in (*mappings(rdf.get("inputs")), *mappings(rdf.get("outputs"))):
         # spec's conversion of 0.4 names every channel, which would fill the memory
         if any(isinstance(size, int | float) and abs(size) > _MOST_PX for size in walked(tensor.get("shape"))):
-            return ValueError(f"the shape of {one_sentence(tensor.get('name'), 60)!r} holds a size beyond {_MOST_PX}")
-    if with_files and any(map(is_url, texts(rdf.get("training_data")))):  # spec would ask for its files there
-        if isinstance(judged := load_offline(package, rdf, version), Exception):
-            return judged
+            return ValueError(f"the shape of {one_sentence(tensor.get('name'), 60)!r} has a size above {_MOST_PX}")
+    if with_files and any(map(is_url, texts(rdf.get("training_data")))):  # spec would request its files
+        if isinstance(loaded := load_offline(package, rdf, version), Exception):
+            return loaded
         rdf = {key: value for key, value in rdf.items() if key != "training_data"}
     content = _without_urls(package, rdf, with_files=with_files)
     context = ValidationContext(
         root=package.root, file_name=package.rdf_name, perform_io_checks=with_files, known_files=_Known(),
         log_warnings=False, progressbar=False, raise_errors=True,
     )  # fmt: skip
-    users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # offline they would be invalid
+    users = {name.lower() for name in people(rdf)} - KNOWN_GITHUB_USERS  # unlisted names are invalid offline
     KNOWN_GITHUB_USERS.update(users)
     vars(v0_5)["try_all_raise_last"] = _first_that_works
     try:
         with quiet():
             return _with_references(rdf, build_description(content, context=context, format_version=version))
-    except Exception as error:  # spec raises whatever its validators stumble over
+    except Exception as error:  # spec's validators may raise anything
         return error
     finally:
         KNOWN_GITHUB_USERS.difference_update(users)
 
 
 def _without_urls(package: Package, rdf: dict[str, Any], *, with_files: bool) -> dict[str, Any]:
-    """A copy of the description that bioimageio.spec can load without a network, and without what is not needed."""
+    """Return a copy that bioimageio.spec can load without a network and without files that are not needed."""
     content = deepcopy(rdf)
     for reference in references(content) if with_files else ():
-        if reference.is_remote:  # a file of that kind stands for it
+        if reference.is_remote:  # a local file with the same suffix replaces it
             suffix = re.search(r"\.\w{1,10}$", reference.path)
-            stand_in = package.scratch / f"remote{suffix[0] if suffix else ''}"
-            stand_in.write_text("# Validation\n")
-            reference.point_to(str(stand_in))
+            placeholder = package.scratch / f"remote{suffix[0] if suffix else ''}"
+            placeholder.write_text("# Validation\n")
+            reference.point_to(str(placeholder))
             if reference.hash_key:
                 reference.holder.pop(reference.hash_key, None)
         elif reference.where.startswith(_NOT_NEEDED) and package.file(reference.path) is None:
-            content.pop(re.split(r"\W", reference.where)[0], None)  # see archive.files
+            content.pop(re.split(r"\W", reference.where)[0], None)  # archive.files warns
     if content.get("covers", []) == [] and str(content.get("format_version", "")) >= "0.4":
-        # Spec would draw absent covers into a temp folder that nobody removes; only the suffix is looked at.
+        # Without covers, spec would draw one in a temp folder that it never removes. Of this one, it checks the suffix.
         cover = package.scratch / "cover.png"
         cover.touch()
         content["covers"] = [str(cover)]
@@ -169,80 +168,80 @@ def _without_urls(package: Package, rdf: dict[str, Any], *, with_files: bool) ->
 
 
 def _with_references(rdf: dict[str, Any], built: Any) -> Any:
-    """The description with the reference tensors of scale_range, which bioimageio.spec's conversion of 0.4 loses."""
+    """Restore the reference tensors of scale_range, which bioimageio.spec's conversion of 0.4 loses."""
     for tensors, steps in (("inputs", "preprocessing"), ("outputs", "postprocessing")):
         for written, tensor in zip(rdf[tensors], getattr(built, tensors), strict=True):
-            kwargs = [step["kwargs"] for step in mappings(written.get(steps)) if step.get("name") == "scale_range"]
-            made = (step for step in getattr(tensor, steps) if getattr(step, "id", "") == "scale_range")
-            for before, step in zip(kwargs, made, strict=False):
-                step.kwargs.reference_tensor = before.get("reference_tensor")
+            before = [step["kwargs"] for step in mappings(written.get(steps)) if step.get("name") == "scale_range"]
+            after = [step.kwargs for step in getattr(tensor, steps) if getattr(step, "id", "") == "scale_range"]
+            for old, new in zip(before, after, strict=False):
+                new.reference_tensor = old.get("reference_tensor")
     return built
 
 
-def _first_that_works(functions: Iterable[Callable[..., Any]], *given: Any) -> Any:
-    """The first result; in bioimageio.spec 0.5 a slip makes 'No functions provided' of every error."""
+def _first_that_works(functions: Iterable[Callable[..., Any]], *arguments: Any) -> Any:
+    """Return the first result; a bug in bioimageio.spec 0.5 turns every error into 'No functions provided'."""
     errors = []
     for function in functions:
         try:
-            return function(*given)
+            return function(*arguments)
         except ValueError as error:
             errors.append(error)
     raise errors[0]
 
 
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:
-    """What bioimageio.spec finds wrong in a description that it has loaded or refused, in plain words."""
+    """Return the problems that bioimageio.spec found in a description that it loaded or refused, in plain words."""
     from bioimageio.spec._internal.warning_levels import ERROR
     from pydantic import ValidationError
 
-    found: list[tuple[Sequence[int | str], str, str, Any]] = []
+    errors: list[tuple[Sequence[int | str], str, str, Any]] = []
     if isinstance(loaded, ValidationError):
         entries = [e for e in loaded.errors() if e.get("ctx", {}).get("severity", ERROR) >= ERROR]  # not its warnings
-        found = [(entry["loc"], entry["type"], entry["msg"], entry["input"]) for entry in entries]
+        errors = [(entry["loc"], entry["type"], entry["msg"], entry["input"]) for entry in entries]
     elif isinstance(loaded, Exception):
-        found = [((), type(loaded).__name__, one_sentence(loaded), None)]
-    # of a field that matched none of several alternatives, what is wrong with the likeliest counts
+        errors = [((), type(loaded).__name__, one_sentence(loaded), None)]
+    # if a field matches none of several alternatives, only the errors of the likeliest are reported
     by_field: dict[str, dict[str, list[_Finding]]] = {}
-    for loc, kind, text, given in found:
+    for loc, kind, text, value in errors:
         if wanted is None or wanted.search(text):
-            finding = _Finding.of(package, loc, kind, text, given)
+            finding = _Finding.of(package, loc, kind, text, value)
             by_field.setdefault(finding.field, {}).setdefault(finding.alternative, []).append(finding)
-    told: list[str] = []
+    problems: list[str] = []
     for alternatives in by_field.values():
-        always = alternatives.pop("", [])  # holds whichever alternative is meant
+        common = alternatives.pop("", [])  # independent of the alternative
         groups = sorted(alternatives.values(), key=lambda group: (any(f.is_other for f in group), len(group)))
-        told += [finding.told for group in [always, *groups[:1]] for finding in group]
-    return list(dict.fromkeys(told))
+        problems += [finding.message for group in [common, *groups[:1]] for finding in group]
+    return list(dict.fromkeys(problems))
 
 
 def _warnings(package: Package, loaded: Any) -> list[str]:
     entries = [entry for detail in loaded.validation_summary.details for entry in detail.warnings]
-    # Spec asks for sample_tensor, which the zoo's deepImageJ check then takes for the test tensor.
+    # Spec recommends a sample_tensor, which the zoo's deepImageJ check would take for the test tensor.
     wanted = [e for e in entries if e.severity >= _WARNING_SEVERITY and "sample_tensor" not in e.loc]
-    return list(dict.fromkeys(_Finding.of(package, entry.loc, str(entry.type), entry.msg).told for entry in wanted))
+    return list(dict.fromkeys(_Finding.of(package, entry.loc, str(entry.type), entry.msg).message for entry in wanted))
 
 
 _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"
 _WORDS = [
-    # what is found in 'where', a line break and 'kind: message', and what is said instead
-    (r"\bsize\.tensor_id\nmissing:", f"is missing: an output has a fixed size, or {_TO_INPUT}"),
+    # a pattern in 'where', a line break and 'kind: message', and the text that replaces kind and message
+    (r"\bsize\.tensor_id\nmissing:", f"is missing: give the output a fixed size, or {_TO_INPUT}"),
     (r"^missing:|Needs to be filled|: missing(\. Please specify|$)", "is missing"),
     (r"Input tag '(.*?)' found using '(\w+)' does not match any of the expected tags: ([^.]*)",
      r"its \2 is '\1', but should be one of \3"),
     (r"'(?:str|list)' object has no attribute 'get'", "training_data: should be a mapping, such as {id: NAME}"),
-    (r"_has_no_slash", "is <value>, but should hold no slash"),
+    (r"_has_no_slash", "is <value>, but should contain no slash"),
     (r"^union_tag_not_found:.*'(\w+)'", r"its \1 is missing"),
     (r"^sequence_str:", "is <value>, but should be a list"),
-    (r"UnicodeDecodeError|codec can't decode", "is no text in utf-8; save it so (`gap-bioimage repair` does this)"),
+    (r"UnicodeDecodeError|codec can't decode", "is not utf-8 text; save it as such (`gap-bioimage repair` does this)"),
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
-    (r"^extra_forbidden:", "is not a field that this format knows here; remove it, or move it into config"),
+    (r"^extra_forbidden:", "is not a field that this format has here; remove it, or move it into config"),
     (r"Unknown tensor axis reference '(\w+)\.",
-     r"the input '\1' has no test_tensor, to which the outputs are compared"),
+     r"the input '\1' has no test_tensor, with which the sizes of outputs are compared"),
     (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
      rf"outputs: an axis of fixed size \1 has a halo, which needs {_TO_INPUT}"),
     (r"Could not find a backend to open",
-     "a sample_tensor is not an image that can be read, such as .tif or .png; leave it out"),
+     "a sample_tensor is not an image in a readable format, such as .tif or .png; leave it out"),
     (r"Expected None to be a string", "a postprocessing step has no kwargs.axes, such as yx"),
     (r"\Adocumentation\n.*(valid URL|not point to|suffix \.md)", "is <value>, but should be the name of a .md file"),
     (r"instance of SizeReference$", f"is <value>, but an axis with a halo needs {_TO_INPUT}"),
@@ -263,14 +262,14 @@ _OTHER_KIND = re.compile(r".*_(type|parsing)|literal_error|url_scheme|path_not_f
 
 @dataclass(frozen=True)
 class _Finding:
-    field: str  # as one reads it in the description, e.g. inputs[0].axes[2].size, up to where alternatives were tried
-    alternative: str  # the one of them that this is about
-    is_other: bool  # the value was never meant as this alternative
-    told: str  # where: what, in plain words; what is not known here in the library's own
+    field: str  # place in the description, e.g. inputs[0].axes[2].size, up to where alternatives were tried
+    alternative: str  # the alternative that this error belongs to
+    is_other: bool  # the value was evidently not meant as this alternative
+    message: str  # 'where: what' in plain words, or in the library's own if the error is not in the table
 
     @classmethod
-    def of(cls, package: Package, loc: Sequence[int | str], kind: str, text: str, given: Any = None) -> _Finding:
-        """Locate an error in the description as it was written; ``given`` is what was wrong where it is not there."""
+    def of(cls, package: Package, loc: Sequence[int | str], kind: str, text: str, absent: Any = None) -> _Finding:
+        """Locate an error in the description as written; ``absent`` is the value of a field that is not in it."""
         parts: list[int | str] = []
         value: Any = package.rdf
         alternative, n_field = "", 0
@@ -279,14 +278,14 @@ class _Finding:
             if part in (range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()):
                 parts.append(part)
                 value = value[part]
-            elif is_absent and re.fullmatch(r"[a-z]\w*", str(part)):  # and wanted
+            elif is_absent and re.fullmatch(r"[a-z]\w*", str(part)):  # a missing field
                 parts.append(part)
-                value = given
+                value = absent
             elif not alternative and not (isinstance(value, dict) and part in value.values()):
                 alternative, n_field = str(part), len(parts)  # such as 'ParameterizedSize' or 'function-after[...]'
         where, field = _path(parts), _path(parts[:n_field] if alternative else parts)
-        told = _plain(where, kind, text.replace(f"{package.root}{os.sep}", ""), value)
-        return cls(field, alternative, where == field and _OTHER_KIND.fullmatch(kind) is not None, told)
+        message = _plain(where, kind, text.replace(f"{package.root}{os.sep}", ""), value)
+        return cls(field, alternative, where == field and _OTHER_KIND.fullmatch(kind) is not None, message)
 
 
 def _path(parts: list[int | str]) -> str:
@@ -295,9 +294,9 @@ def _path(parts: list[int | str]) -> str:
 
 def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = re.sub(r"source=RelativePath\(('[^']*')\)( sha256=\S+?(?=\.?$|\s))?", r"\1", text)
-    text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with halo and without
+    text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with and without halo
     text = _NOISE.sub("", text).strip().replace("valid dictionary", "mapping")
-    text = text.replace("an instance of Sequence", "a valid list") or "is not as the format asks"
+    text = text.replace("an instance of Sequence", "a valid list") or "does not conform to the format"
     text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]

@@ -1,4 +1,4 @@
-"""All that is said of a package without running its model."""
+"""Validate a package without running its model."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from gap_bioimage.validation.archive.description import Description, format_chec
 from gap_bioimage.validation.archive.package import Package, few
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, archive_check, one_sentence
 
-# after these bioimageio.spec is kept from the files: it would say so again, or read what it should not
+# if one of these fails, bioimageio.spec does not see the files: it would repeat the error, or read unsafe files
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
 _TENSORS = ("inputs", "outputs", "test_")
 
 
 @dataclass
 class Examined:
-    """What was found."""
+    """The result of `examine`."""
 
-    checks: list[Check] = field(default_factory=list)  # of archive and format, and of weights that lie on a server
+    checks: list[Check] = field(default_factory=list)  # of archive and format, and of weights on a server
     description: Description | None = None  # None if it is invalid
-    is_model: bool = True  # whether it says that it is a model's; if not, programs have nothing to say about it
+    is_model: bool = True  # whether its type is model; if not, the rules of programs do not apply
     why_not_run: str = ""  # why the model cannot be run, in a sentence; empty if it can
 
     @property
@@ -36,45 +36,47 @@ def version(package: Package) -> Outcome | str:
 
     written, newest = package.rdf.get("format_version"), v0_5.ModelDescr.implemented_format_version
     if not isinstance(written, str) or not re.fullmatch(r"0\.[345]\.\d{1,9}", written):
-        given = "absent" if written is None else one_sentence(repr(written), 40)
-        return f"format_version is {given}, expected is one of 0.4.x or 0.5.x in full, such as 0.5.9"
+        state = "absent" if written is None else one_sentence(repr(written), 40)
+        return f"format_version is {state}, expected 0.4.x or 0.5.x in full, such as 0.5.9"
     numbers = [int(part) for part in re.findall(r"\d{1,9}", written)[:3]]
     if numbers > [int(part) for part in newest.split(".")]:
-        text = f"format_version {written} is newer than {newest}, as which it is judged here"
+        text = f"format_version {written} is newer than {newest}, whose rules were applied"
         return Outcome("warning", text, "State the format_version whose rules the description follows.")
     if numbers < [0, 4]:
-        text = f"format_version {written} is outdated, 0.5 is expected"
+        text = f"format_version {written} is outdated, expected 0.5"
         return Outcome("warning", text, "Rewrite the description in format 0.5.")
     return Outcome("passed", f"format_version {written}")
 
 
-@archive_check("format.github_user", DEGRADES, order=1, breaks="the zoo refuses unknown ones",
-               fix="See that https://github.com/NAME exists; nothing is looked up here.")  # fmt: skip
+@archive_check("format.github_user", DEGRADES, order=1, breaks="the zoo refuses unknown names",
+               fix="Check that https://github.com/NAME exists; this was not looked up.")  # fmt: skip
 def github_users(package: Package) -> str | None:
     """GitHub names that exist."""
     from bioimageio.spec._internal.constants import KNOWN_GITHUB_USERS
 
     unlisted = ", ".join(name for name in people(package.rdf) if name.lower() not in KNOWN_GITHUB_USERS)
-    told = f"github_user {one_sentence(unlisted, 200)} was not looked up, since no network is used"
-    return told if unlisted else None
+    text = f"github_user {one_sentence(unlisted, 200)} was not looked up, since no network is used"
+    return text if unlisted else None
 
 
 def examine(package: Package, *, description_only: bool = False) -> Examined:
-    """Judge the description and the files that it names, or the description as if no file lay beside it."""
-    every = [made for made in registry.definitions("archive") if made.consumer != "format"]
-    asked = [registry.definition("archive.references")] if description_only else every
-    found, needed, kind = Examined([made.judge(package) for made in asked]), _needed(package), package.rdf.get("type")
+    """Validate the description and the files that it names, or the description alone."""
+    definitions = [entry for entry in registry.definitions("archive") if entry.consumer != "format"]
+    if description_only:
+        definitions = [registry.definition("archive.references")]
+    found = Examined([entry.judge(package) for entry in definitions])
+    needed, kind = _needed(package), package.rdf.get("type")
     if kind != "model":
-        given = "it states no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
+        state = "it has no type" if kind is None else f"it is of type {one_sentence(repr(kind), 80)}"
         fix = "State type: model if it is one; a collection's other resources are not validated here."
-        text = f"the description is not a model's: {given}, expected is model"
+        text = f"the description is not a model's: {state}, expected model"
         found.checks.append(registry.definition("format.valid").violated(text, fix))
         found.is_model = False
     elif "archive.references" not in found.failed:
-        of_format = [registry.definition(name).judge(package) for name in ("format.version", "format.github_user")]
-        found.checks += [check for check in of_format if check.message != "kept"]  # nobody is named
+        checks = [registry.definition(name).judge(package) for name in ("format.version", "format.github_user")]
+        found.checks += [check for check in checks if check.id == "format.version" or check.status != "passed"]
         if "format.version" in found.failed:
-            found.checks.append(registry.definition("format.valid").skipped("not judged in an unknown format"))
+            found.checks.append(registry.definition("format.valid").skipped("not checked in an unknown format"))
         else:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
@@ -82,27 +84,27 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
     if found.failed:
         found.why_not_run = f"not run, see {' and '.join(found.failed)}"
     elif needed:
-        found.why_not_run = f"not run, since it needs what is on a server, and nothing is downloaded: {needed}"
+        found.why_not_run = f"not run, since it needs files on a server, and nothing is downloaded: {needed}"
     if found.is_model and not description_only and "core.test" not in found.failed:
         if found.why_not_run:
             found.checks.append(registry.definition("core.test").skipped(found.why_not_run))
-        text, fix = "they are on a server, and nothing is downloaded", "Put the file into the package."
+        text, fix = "the weights are on a server, and nothing is downloaded", "Put the file into the package."
         remote = () if found.why_not_run else package.remote_weights
         found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
     return found
 
 
 def _untestable(valid: Description | None) -> list[Check]:
-    """That bioimageio.core's test fails where a test tensor is not named, which format 0.5 allows."""
+    """Return a failed core.test if a tensor has no test_tensor, which format 0.5 allows but bioimageio.core needs."""
     tensors = [*valid.as_written.inputs, *valid.as_written.outputs] if valid else []
     names = [repr(str(tensor.id)) for tensor in tensors if getattr(tensor, "test_tensor", tensor) is None]
-    text, fix = "bioimageio.core's test needs those of all inputs and outputs", "Save it with numpy.save, and name it."
+    text, fix = "bioimageio.core's test needs one for each input and output", "Save it with numpy.save, and name it."
     return [registry.definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
 
 
 def _needed(package: Package) -> str:
-    """Remote files without which nothing can be run: tensors, processing, or all of the weights."""
-    given = package.rdf.get("weights")
-    is_all = not isinstance(given, dict) or {*package.remote_weights} >= {*given}
-    wanted = (*_TENSORS, "weights.") if is_all else _TENSORS
-    return few([reference.told for reference in package.remote if reference.where.startswith(wanted)])
+    """Name the remote files without which nothing can be run: tensors, processing, or all of the weights."""
+    weights = package.rdf.get("weights")
+    none_local = not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}
+    needed = (*_TENSORS, "weights.") if none_local else _TENSORS
+    return few([reference.label for reference in package.remote if reference.where.startswith(needed)])

@@ -1,4 +1,4 @@
-"""The files that a description names: inside the package, there, unchanged, plain arrays, and pickles without code."""
+"""Checks of the files that a description names: location, presence, hashes, arrays, and pickles without code."""
 
 import hashlib
 import io
@@ -12,15 +12,14 @@ from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, arc
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
-# without these programs cannot run a model; of the rest, bioimageio.spec wants what descriptions of format 0.5 name
+# programs cannot run a model without these; bioimageio.spec requires the other files in format 0.5 only
 _NEEDED = ("weights", "inputs", "outputs", "test_", "source", "dependencies")
 _NPY = b"\x93NUMPY"
-
 _SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 _LEGACY_PICKLES = 5  # files of torch before 1.6 are five pickles in a row, followed by raw numbers
-_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, a number
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # their first pickle, torch's magic number
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)", re.DOTALL)  # a text, then a mapping
+_KEY_OF_TENSORS = re.compile(rb"X.\0\0\0(\w+)q.(?:\}|ccollections\nOrderedDict)", re.DOTALL)  # a text and a mapping
 _NUMPY = re.compile(r"numpy\.(dtype|ndarray|dtypes\.\w+|_?core\.multiarray\.(_reconstruct|scalar))|_codecs\.encode")
 _SAVE = "torch.save(model.state_dict(), ...)"
 _HOW_TO_SAVE = {"torchscript": "torch.jit.save", "pytorch_state_dict": _SAVE}
@@ -29,32 +28,32 @@ _FIX_CODE = f"Save a plain state_dict with {_SAVE}, not the model, an optimizer 
 
 
 def _local(package: Package) -> list[FileReference]:
-    """References to files that may lie in the package, each file and hash once."""
+    """Return the references to files in the package, each file and hash once."""
     local = [r for r in package.references if not r.is_remote and not unsafe_path(r.path)]
     return list({(r.path, r.sha256): r for r in local}.values())
 
 
-@archive_check("archive.references", BLOCKS, order=8, breaks="programs would read other files",
+@archive_check("archive.references", BLOCKS, order=8, breaks="programs would read files outside the package",
                fix="Refer to files by their names inside the package.")  # fmt: skip
 def inside(package: Package) -> Outcome | str:
     """References to files inside the package."""
     unsafe = {r.path: r for r in package.references if not r.is_remote and unsafe_path(r.path)}
     dangers = [f"{r.where} {shown(path)} {unsafe_path(path)}" for path, r in unsafe.items()]
-    dangers += [f"{r.told} is no address that programs download from; they know http and https"
+    dangers += [f"{r.label} is not an address that programs can download from; they support http and https"
                 for r in package.remote if not re.match(r"\s*https?:", r.path, re.IGNORECASE)]  # fmt: skip
-    # Other formats' fields may name files too: whatever names one outside is not to be read.
+    # Fields of other formats may name files, too: none may name a file outside the package.
     for text in (text for text in dict.fromkeys(texts(package.rdf)) if 0 < len(text) < 4096 and text not in unsafe):
-        # as formats 0.3 and 0.4 write it, too: file.py:Callable, conda:file.yaml
+        # also in the notations of formats 0.3 and 0.4: file.py:Callable, conda:file.yaml
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
             dangers.append(f"{shown(text)} is a file outside the package")
     return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
 
 
-@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs find no description", fix="Name it rdf.yaml.",
-               repair="rename_description")  # fmt: skip
+@archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs do not find the description",
+               fix="Name it rdf.yaml.", repair="rename_description")  # fmt: skip
 def findable(package: Package) -> str | None:
-    """A description by a name that programs look for in a zip."""
+    """A description under a name that programs look for in a zip."""
     is_lost = package.rdf_name.endswith(".yml") and package.source.name != package.rdf_name
     return f"the description is named {package.rdf_name}" if is_lost else None
 
@@ -62,13 +61,13 @@ def findable(package: Package) -> str | None:
 @archive_check("archive.files", BLOCKS, order=9, breaks="the model cannot be loaded",
                fix="Add the file, or correct its path.")  # fmt: skip
 def present(package: Package) -> Outcome:
-    """Every file that the description names; a warning where programs run the model without it."""
+    """Every file that the description names; a warning if programs can run the model without it."""
     twins, absent, is_needed = {fold(name): name for name in package.names}, list[str](), False
     for reference in _local(package):
         path = package.file(reference.path)
         if why := absence(path):
             twin = twins.get(fold(reference.name)) if path is None else None
-            other = f"; {twin!a} is, whose letters are not quite those of {reference.path!a}" if twin else ""
+            other = f"; {twin!a} is, but it is not spelled exactly like {reference.path!a}" if twin else ""
             absent.append(f"{reference.where} {shown(reference.path)} {why}{other}")
             is_wanted = path is None and not str(package.rdf.get("format_version")).startswith("0.4")
             is_needed |= is_wanted or reference.where.startswith(_NEEDED)
@@ -76,11 +75,11 @@ def present(package: Package) -> Outcome:
         return Outcome("failed" if is_needed else "warning", few(absent))
     unnamed = sorted({*package.names} - {r.name for r in package.references} - {package.rdf_name})
     others = f"; the description does not name {few(list(map(shown, unnamed)), 5)}" if unnamed else ""
-    return Outcome("passed", f"every referenced file is there{others}")
+    return Outcome("passed", f"all referenced files are there{others}")
 
 
 def absence(path: Path | None) -> str:
-    """Why a file is not what its name says; empty if it may be."""
+    """Return why a file is absent or only a pointer of Git LFS; empty if it is neither."""
     if path is None:
         return "is not there"
     with path.open("rb") as file:
@@ -90,35 +89,34 @@ def absence(path: Path | None) -> str:
 
 @archive_check(
     "archive.hashes", BLOCKS, order=10, breaks="programs refuse changed files",
-    fix="Download it again; if you changed the file on purpose, write its own sha256 into the description.",
+    fix="Download it again; if you changed the file on purpose, write its new sha256 into the description.",
 )  # fmt: skip
 def unchanged(package: Package) -> Outcome | str:
-    """Files with the sha256 that the description states."""
-    there = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
-    stated = [(r, path, r.sha256.lower()) for r, path in there if r.sha256 is not None]
+    """Files whose sha256 is the one stated in the description."""
+    files = [(r, path) for r in _local(package) if (path := package.file(r.path)) is not None]
+    stated = [(r, path, r.sha256.lower()) for r, path in files if r.sha256 is not None]
     wrong = [f"{r.where}: {shown(r.path)} does not have the stated sha256"
              for r, path, sha256 in stated if sha256_of(path) != sha256]  # fmt: skip
-    return few(wrong) or Outcome(
-        "passed", f"{len(stated)} sha256 sums agree, {len(there) - len(stated)} are not stated"
-    )
+    text = f"{len(stated)} sha256 sums match, {len(files) - len(stated)} are not stated"
+    return few(wrong) or Outcome("passed", text)
 
 
-@archive_check("archive.remote", DEGRADES, order=11, breaks="it works with a network only",
+@archive_check("archive.remote", DEGRADES, order=11, breaks="it only works with a network",
                fix="Put the files into the package.")  # fmt: skip
 def local(package: Package) -> str | None:
     """Files in the package rather than on a server."""
-    remote = few([reference.told for reference in package.remote])
-    return f"on a server, from which nothing is downloaded here: {remote}" if remote else None
+    remote = few([reference.label for reference in package.remote])
+    return f"on a server, and not downloaded here: {remote}" if remote else None
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 sum of a file, as 64 lower-case hexadecimal digits."""
+    """Return the sha256 sum of a file as 64 lower-case hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_array(path: Path) -> Any:
-    """An .npy file, memory-mapped; `ValueError` where it is no plain array that is as large as it says."""
+    """Memory-map an .npy file; `ValueError` if it is not a plain array of the size that its header states."""
     import numpy as np
 
     try:
@@ -128,10 +126,10 @@ def read_array(path: Path) -> Any:
         raise
     except Exception as error:  # numpy parses Python literals here, which may fail in any way
         raise ValueError(f"cannot be read as a plain array: {one_sentence(error, 120)}") from None
-    held = path.stat().st_size - array.offset
-    if held != array.nbytes or held > MAX_TENSOR_BYTES:
+    n_bytes = path.stat().st_size - array.offset
+    if n_bytes != array.nbytes or n_bytes > MAX_TENSOR_BYTES:
         shape, most = one_sentence(array.shape, 80), MAX_TENSOR_BYTES >> 30
-        raise ValueError(f"has {held} bytes of {array.nbytes} for the shape {shape}; at most {most} GiB are read")
+        raise ValueError(f"has {n_bytes} of {array.nbytes} bytes for the shape {shape}; at most {most} GiB are read")
     return array
 
 
@@ -139,7 +137,7 @@ def read_array(path: Path) -> Any:
                breaks="reading them fails or fills the memory, or they test nothing",
                fix="Write it again with numpy.save, as a plain array of finite numbers.")  # fmt: skip
 def tensors(package: Package) -> Outcome:
-    """Test tensors that are plain arrays of finite numbers, as large as they say."""
+    """Test tensors that are plain arrays of finite numbers, of the size that their headers state."""
     import numpy as np
 
     problems, tested = list[str](), {r.path for r in package.references if "test_" in r.where} & package.named.keys()
@@ -154,41 +152,41 @@ def tensors(package: Package) -> Outcome:
             continue
         if array is None:
             problems.append(f"{shown(name)} is not an .npy file")
-        # comparisons with these pass whatever a model makes
+        # comparisons with these pass for any output
         elif array.dtype.kind in "fc" and not np.isfinite(array).all():
             problems.append(f"{shown(name)} holds values that are not finite numbers")
         elif not array.size:
             problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
     status: Status = "failed" if problems else "passed"
-    return Outcome(status, few(problems) or f"{len(tested)} arrays are as large as they say")
+    return Outcome(status, few(problems) or f"{len(tested)} arrays have the sizes that their headers state")
 
 
 class _PickleError(ValueError):
-    """What is wrong with a file, and what to do about it."""
+    """A problem with a file, and its fix."""
 
 
-@archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run anything",
+@archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run arbitrary code",
                fix=f"{_FIX_CODE} Save TorchScript with torch.jit.save.")  # fmt: skip
 def pickles(package: Package) -> Outcome:
-    """Weights that are numbers, without code."""
+    """Weights that hold numbers, and no code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
-    found: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
+    problems: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
     fixes, n_scanned = [], 0
     for name, path in package.named.items():
         try:
             n_scanned += scan(path, weights.get(name, ""))
         except _PickleError as error:
-            found[name in weights].append(f"{shown(name)} {error.args[0]}")
+            problems[name in weights].append(f"{shown(name)} {error.args[0]}")
             fixes.append(error.args[1])
-    if fixes:  # what is only attached is loaded by nobody but people
-        status: Status = "failed" if found[True] else "warning"
-        return Outcome(status, few(found[True] + found[False]), " ".join(dict.fromkeys(fixes)))
+    if fixes:  # programs do not load other files than weights
+        status: Status = "failed" if problems[True] else "warning"
+        return Outcome(status, few(problems[True] + problems[False]), " ".join(dict.fromkeys(fixes)))
     return Outcome("passed", f"{n_scanned} files with pickles, which hold plain weights")
 
 
 def scan(path: Path, weights_format: str) -> bool:
-    """Whether a file holds pickles, all harmless; raises `_PickleError` where they are not, or say nothing."""
+    """Return whether a file holds pickles; `_PickleError` if one is harmful or cannot be judged."""
     with path.open("rb") as file:
         head = file.read(MAX_PICKLE_BYTES)
     is_pickle, is_zip = _PICKLE.match(head) is not None, head.startswith(b"PK\x03\x04")
@@ -196,24 +194,24 @@ def scan(path: Path, weights_format: str) -> bool:
     if not (how or is_pickle or (not weights_format and path.suffix.lower() in _SUFFIXES)):
         return False
     if how and not is_zip and not (is_pickle and weights_format != "torchscript"):
-        raise _damaged(weights_format, "it does not begin as torch writes it")
+        raise _damaged(weights_format, "it does not begin like a file written by torch")
     try:
         contents = _pickles_in(path) if is_zip else [head]
-    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+    except Exception as error:  # zipfile and the decompressors may raise anything
         raise _damaged(weights_format, one_sentence(error, 120)) from None
     if how and contents == []:
         raise _damaged(weights_format, "it is a zip of other files")
-    found = "torchscript" if contents is None else "pytorch_state_dict"
-    if how and weights_format != found:
-        text = f"is {_CALLED[found]}, not {_CALLED[weights_format]}, as which it is described"
-        raise _PickleError(text, f"Describe it under weights.{found}, or write it again with {how}.")
+    actual = "torchscript" if contents is None else "pytorch_state_dict"
+    if how and weights_format != actual:
+        text = f"is {_CALLED[actual]}, not {_CALLED[weights_format]}, which the description claims"
+        raise _PickleError(text, f"Describe it under weights.{actual}, or write it again with {how}.")
     for content in contents or ():
         _scan_pickle(content, weights_format)
     return True
 
 
 def _pickles_in(path: Path) -> list[bytes] | None:
-    """The pickles in a zip; None of TorchScript, since only torch.jit.load reads it, by names in its own code."""
+    """Return the pickles in a zip; None for TorchScript, which only torch.jit.load reads, by names in its own code."""
     with open_zip(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
             return None
@@ -229,7 +227,7 @@ def _damaged(weights_format: str, why: str) -> _PickleError:
 
 
 def _scan_pickle(content: bytes, weights_format: str) -> None:
-    """Hold what pickles in a row import, as torch's own scan tells, against what ``weights_only=True`` accepts."""
+    """Compare the imports of consecutive pickles, listed by torch's own scan, to what ``weights_only=True`` accepts."""
     from torch._weights_only_unpickler import _get_allowed_globals, get_globals_in_pkl
 
     file, names = io.BytesIO(content), set[str]()
@@ -238,14 +236,14 @@ def _scan_pickle(content: bytes, weights_format: str) -> None:
             break
         try:
             names |= get_globals_in_pkl(file)
-        except Exception as error:  # whatever it stumbles over: nobody can tell what such a pickle does
+        except Exception as error:  # of any kind: such a pickle may do anything
             if "Unsupported operand" not in str(error):
-                raise _damaged(weights_format, "its pickle breaks off") from None
-            text = "is a pickle that torch.load(weights_only=True) does not read, so that it may hold anything"
+                raise _damaged(weights_format, "its pickle is incomplete") from None
+            text = "is a pickle that torch.load(weights_only=True) cannot read, so it may hold anything"
             raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
     unknown = sorted(names - _get_allowed_globals().keys())
     if not all(map(_NUMPY.fullmatch, unknown)):
-        text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code and not weights"
+        text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code, not weights"
         raise _PickleError(text, _FIX_CODE)
     if unknown and weights_format:
         key = _KEY_OF_TENSORS.search(content)

@@ -1,6 +1,6 @@
-"""Anybody's model package, opened without trust: judged by its directory before a byte is unpacked.
+"""Open an untrusted model package: a zip is judged by its directory before any byte of it is unpacked.
 
-Nothing is executed, nothing leaves a temp folder.
+Nothing is executed, and nothing is written outside a temp folder.
 """
 
 import errno
@@ -29,41 +29,41 @@ MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten tim
 MAX_TOTAL_BYTES = 16 * 2**30
 MAX_RATIO = 200.0
 RATIO_FREE_BYTES = 64 * 2**20  # below this a high compression ratio is harmless: zeros shrink 1000-fold
-_MAX_PATH_BYTES, _MAX_PART_BYTES = 1024, 255  # of macOS, and of any file system
+_MAX_PATH_BYTES, _MAX_PART_BYTES = 1024, 255  # limits of macOS, and of every file system
 _LOCAL_HEADER_BYTES = 30
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(1, 10)}
 
 _PATHS, _DUPLICATES, _ENCRYPTED, _COMPRESSION, _BOMB, _INTACT = (
     declare(f"archive.{name}", "archive", BLOCKS, order=order, asks=asks, breaks=breaks, fix=fix)
     for order, (name, asks, breaks, fix) in enumerate((
-        ("paths", "Paths that stay inside the package.", "unpacking it would write elsewhere",
-         "Zip plain files, by relative paths."),
-        ("duplicates", "Every name once, also where upper and lower case count as one.",
-         "programs take different files of one name", "Write every file once."),
+        ("paths", "Paths that stay inside the package.", "unpacking it would write files elsewhere",
+         "Zip plain files with relative paths."),
+        ("duplicates", "Unique names, even on systems that ignore case.",
+         "programs choose different files of the same name", "Write every file once."),
         ("encrypted", "No password.", "nobody can read it", "Zip without a password."),
         ("compression", "Entries that are stored or deflated.", "Java programs such as Fiji cannot unpack it",
          "Zip with deflate, or without compression."),
-        ("bomb", "A size that can be unpacked.", "it would fill a user's disk",
-         "Keep the package to the files that the model needs."),
-        ("intact", "A whole zip.", "it cannot be unpacked",
-         "Write the zip again; it may have been cut short on its way."),
+        ("bomb", "A size that can be unpacked.", "unpacking it would fill the disk",
+         "Include only files that the model needs."),
+        ("intact", "A complete zip.", "it cannot be unpacked",
+         "Write the zip again; it may have been cut off in a transfer."),
     ))
 )  # fmt: skip
 
 
 def shown(name: str) -> str:
-    """A name of the package for a message: quoted, control characters escaped, not too long."""
+    """Format a file name for a message: quoted, control characters escaped, shortened."""
     return one_sentence(repr(name) if name.isprintable() else ascii(name), 100)
 
 
 def few(items: list[str], n: int = 3) -> str:
-    """The first of several findings, and how many more there are."""
+    """Join the first ``n`` of several findings, and count the others."""
     more = f" and {len(items) - n} more" if len(items) > n else ""
     return "; ".join(one_sentence(item, 250) for item in items[:n]) + more
 
 
 class _ShortReads(io.FileIO):
-    """A file of which no large piece can be asked for while ``limit`` is set; zipfile asks for a whole directory."""
+    """A file that refuses large reads while ``limit`` is set: zipfile reads the whole directory at once."""
 
     limit: int | None = MAX_DIRECTORY_BYTES
 
@@ -75,29 +75,29 @@ class _ShortReads(io.FileIO):
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip; `zipfile.BadZipFile` where it is none, or has so large a directory that listing it takes long."""
+    """Open a zip; `zipfile.BadZipFile` if it is not a zip, or its directory is so large that listing it takes long."""
     with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
         file.limit = None
         yield archive
 
 
 def unsafe_path(name: str) -> str | None:
-    """Why a path inside a package may lead out of it, or mean another file, on some system; None if it is safe."""
+    """Return why a path may lead out of its package, or to another file, on some system; None if it is safe."""
     parts = PurePosixPath(name).parts
     devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
     problems = (
         (not name, "is empty"),
         (name.startswith(("/", "\\")), "is absolute"),
         (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
-        (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "holds control characters"),
-        ("\\" in name, "holds a backslash, which Windows takes for a folder"),
+        (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "contains control characters"),
+        ("\\" in name, "contains a backslash, which separates folders on Windows"),
         (_bytes(name) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
-        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"holds a name longer than {_MAX_PART_BYTES} bytes"),
+        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
         (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
-        (":" in name, "holds a colon, which names a drive or a hidden stream on Windows"),
+        (":" in name, "contains a colon, which names a drive or a hidden stream on Windows"),
     )
-    return next((why for is_so, why in problems if is_so), None)
+    return next((why for applies, why in problems if applies), None)
 
 
 def _bytes(text: str) -> int:
@@ -106,17 +106,18 @@ def _bytes(text: str) -> int:
 
 def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     """Judge a zip by its directory alone."""
-    if len(entries) > MAX_ENTRIES:  # too many to be looked at one by one
+    if len(entries) > MAX_ENTRIES:  # too many to examine one by one
         yield _BOMB.violated(f"{len(entries)} entries, at most {MAX_ENTRIES} are unpacked")
         return
     total, named = sum(entry.file_size for entry in entries), [(shown(entry.filename), entry) for entry in entries]
     methods = [(name, entry.compress_type) for name, entry in named]
-    odd = [f"{name} has method {n}" for name, n in methods if n not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
+    supported = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    unsupported = [f"{name} has compression method {n}" for name, n in methods if n not in supported]
     for definition, problems, good in (
         (_PATHS, [f"{name} {why}" for name, entry in named if (why := _unsafe(entry))], _STAY),
-        (_DUPLICATES, _collisions(entries), "every name is there once"),
+        (_DUPLICATES, _collisions(entries), "every name is unique"),
         (_ENCRYPTED, [f"{name} is encrypted" for name, e in named if e.flag_bits & 0x1], "nothing is encrypted"),
-        (_COMPRESSION, odd, "every entry is stored or deflated"),
+        (_COMPRESSION, unsupported, "every entry is stored or deflated"),
         (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
@@ -128,24 +129,24 @@ def _unsafe(entry: zipfile.ZipInfo) -> str | None:
 
 
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
-    """Entries of which one would overwrite the other: on Windows and macOS, README.md and readme.md are one."""
-    # a path also drops '.' and doubled slashes
+    """Return entries that would overwrite each other: on Windows and macOS, README.md and readme.md are one file."""
+    # PurePosixPath also drops '.' and doubled slashes
     folded = [(PurePosixPath(fold(entry.filename)), entry.is_dir()) for entry in entries]
     files = Counter(path for path, is_folder in folded if not is_folder)
     files.update({path for path, is_folder in folded if is_folder} | {up for path in files for up in path.parents})
     plain = {path for path, is_folder in folded if not is_folder}
-    return [f"{shown(str(path))} is there {files[path]} times" for path in sorted(plain) if files[path] > 1]
+    return [f"{shown(str(path))} occurs {files[path]} times" for path in sorted(plain) if files[path] > 1]
 
 
 def fold(name: str) -> str:
-    """A name as systems see it to which upper and lower case, and the ways to write an accent, are one."""
+    """Normalise a name as systems do that distinguish neither upper and lower case nor the encodings of an accent."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _bombs(entries: list[zipfile.ZipInfo], total: int) -> Iterator[str]:
     ratio = total / max(1, sum(entry.compress_size for entry in entries))
     if total > MAX_TOTAL_BYTES:
-        yield f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} are"
+        yield f"{total / 2**30:.1f} GiB unpacked, at most {MAX_TOTAL_BYTES / 2**30:.0f} GiB are accepted"
     if total > RATIO_FREE_BYTES and ratio > MAX_RATIO:
         yield f"it grows {ratio:.0f}-fold when unpacked, at most {MAX_RATIO:.0f}-fold is accepted"
     for entry, following in pairwise(sorted(entries, key=lambda entry: entry.header_offset)):
@@ -193,12 +194,12 @@ class Package:
 
     @property
     def remote_weights(self) -> list[str]:
-        """Formats of weights of which something lies on a server."""
+        """Formats of weights that need files from a server."""
         return list(dict.fromkeys(r.where.split(".")[1] for r in self.remote if r.where.startswith("weights.")))
 
     @cached_property
     def named(self) -> dict[str, Path]:
-        """The files that the description refers to and that are there, by the paths that it writes."""
+        """The packaged files that the description refers to, by their paths as written there."""
         found = ((reference.path, self.file(reference.path)) for reference in self.references)
         return {name: path for name, path in found if path is not None}
 
@@ -208,36 +209,36 @@ class Package:
         return sorted({*self.names, *self.named})
 
     def file(self, name: object) -> Path | None:
-        """The file of that name inside the package, or None if it is absent or outside."""
+        """Return the file of that name inside the package; None if it is absent or outside."""
         if not isinstance(name, str) or unsafe_path(name):
             return None
         path = self.root / name
         return path if path.is_file() and _inside(path, self.root) else None
 
     def names_outside(self, name: str) -> bool:
-        """Whether a text is the path of a file outside the package, or of a link that leads to one."""
+        """Return whether a text is the path of a file outside the package, or of a link to one."""
         if os.name == "nt" and name.startswith(("\\\\", "//")):
-            return True  # looking there would already reach for another computer
+            return True  # even testing whether it exists would contact another computer
         try:
             path = self.root / name
             return path.is_file() and not _inside(path, self.root)
-        except (OSError, ValueError):  # not a path at all, as most texts
+        except (OSError, ValueError):  # not a path at all, like most texts
             return False
 
 
 def _inside(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError):  # circular links
         return False
 
 
 @contextmanager
 def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]]]:
-    """Open a zip, a folder or a yaml, and say what is wrong with it as an archive.
+    """Open a zip, a folder or a yaml; yield the package and the checks of it as an archive.
 
-    The package is None where it is too broken or too dangerous to be unpacked; `UnreadableModelError` is raised where
-    the path is missing, is none of the three, or holds no description.
+    The package is None if it is too damaged or too dangerous to be unpacked. `UnreadableModelError` is raised if the
+    path is missing, is none of the three, or holds no description.
     """
     source = Path(path)
     if not source.exists():
@@ -246,8 +247,8 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
     if not (is_folder or source.is_file()):  # reading from a pipe would wait for ever
         raise UnreadableModelError(f"{source} is not a plain file; {_WANTED}.")
     if not (is_folder or is_yaml or zipfile.is_zipfile(source)):
-        raise UnreadableModelError(f"{source} is no zip, or one that {_CUT_OFF}; {_WANTED}.")
-    # Symlinked temp folders (macOS) would make every file look as if it lay outside.
+        raise UnreadableModelError(f"{source} is not a zip, or one that {_CUT_OFF}; {_WANTED}.")
+    # If the temp folder is a symlink (macOS), unresolved paths would all appear to be outside of it.
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()
         root = source.resolve() if is_folder else source.parent.resolve() if is_yaml else scratch / "package"
@@ -261,11 +262,11 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
         rdf, check = read_rdf(root / rdf_name)
         checks.append(check)
         names = (source.name,) if is_yaml else tuple(_files_in(root))
-        # Programs prefer different names: what one checks need not be what the other runs.
+        # Programs prefer different names, so one may run another description than the one checked here.
         others = [name for name in _YAML_NAMES if name in names and rdf is not None]
         if different := [n for n in others if not filecmp.cmp(root / n, root / rdf_name, shallow=False)]:
-            text = f"{rdf_name} was read, but {', '.join(different)} says something else"
-            checks.append(_ONE_RDF.violated(f"{text}, and other programs may prefer it"))
+            text = f"{rdf_name} was read, but other programs may prefer {', '.join(different)}, with other content"
+            checks.append(_ONE_RDF.violated(text))
         yield None if rdf is None else Package(source, root, rdf_name, rdf, names, scratch), checks
 
 
@@ -273,9 +274,9 @@ def _find_yaml(names: list[str], source: Path) -> str:
     endings = tuple(f".{name}" for name in _YAML_NAMES)
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
-    if not found:  # what is found in a zip without an end is a zip inside of it, such as weights
-        told = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
-        raise UnreadableModelError(f"{told}; zip the model's files themselves, not the folder that holds them.")
+    if not found:  # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
+        problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
+        raise UnreadableModelError(f"{problem}; zip the model's files themselves, not the folder that holds them.")
     return found[0]
 
 
@@ -291,7 +292,7 @@ def _links(folder: Path) -> Check:
 
 
 def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
-    """The name of the description in a zip, and what is found; unpacked if nothing is wrong with it."""
+    """Return the name of the description in a zip, and the checks; unpack the zip if all of them pass."""
     rdf_name, checks = "", list[Check]()
     try:
         with open_zip(source) as archive:
@@ -299,11 +300,11 @@ def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
             rdf_name = _find_yaml([entry.filename for entry in entries], source)
             checks += entry_checks(entries)
             if all(check.status == "passed" for check in checks):
-                archive.extractall(root)  # never more of an entry than the directory promises
-                checks.append(_INTACT.passed(f"all {len(entries)} entries unpack"))
+                archive.extractall(root)  # never more of an entry than the directory states
+                checks.append(_INTACT.passed(f"all {len(entries)} entries can be unpacked"))
     except UnreadableModelError:
         raise
-    except Exception as error:  # zipfile and the decompressors raise whatever they stumble over
+    except Exception as error:  # zipfile and the decompressors may raise anything
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # not the model's fault
             raise OutputError(f"cannot unpack {source} to {root}: no space left; free some space there") from None
         damage = one_sentence(str(error).replace(f"{root.parent}{os.sep}", "")) or "the zip is broken"

@@ -1,4 +1,4 @@
-"""The description: parsed unless it is a trap, and the files that it names."""
+"""Parse the description, unless it is harmful, and find the files that it names."""
 
 import re
 import unicodedata
@@ -12,33 +12,32 @@ from typing import Any
 
 from gap_bioimage.validation.check import BLOCKS, Check, declare, one_sentence
 
-MAX_RDF_BYTES = 2**19  # the parser needs some seconds for as much
-_MAX_MERGES = 10  # of mappings into others (<<), each of which may double what there is
+MAX_RDF_BYTES = 2**19  # the parser needs some seconds for this size
+_MAX_MERGES = 10  # of mappings into others (<<), each of which may double the size
 MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest have a few hundred
 MAX_DEPTH = 50
 _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
-_FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # not ours to interpret, or other resources
-_PLAIN = "Write the description again, in plain texts, numbers and lists."
-_NO_ALIASES = "Write the description without aliases: write out what each * stands for, and leave out the &."
-
+_FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # of free content, or about other resources
+_PLAIN = "Write the description again, with plain texts, numbers and lists."
+_NO_ALIASES = "Write the description without aliases: replace each * by the value that it refers to, and remove each &."
 _NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
 
 RDF = declare(
     "archive.rdf", "archive", BLOCKS, order=6, asks="A description that can be read.",
-    breaks="no program knows what the package is",
-    fix="Correct the line that is named, or write the description again.",
+    breaks="programs cannot tell what the package is",
+    fix="Correct the named line, or write the description again.",
 )  # fmt: skip
 
 
 class _TrapError(ValueError):
-    """What is wrong with a description that can be parsed or would cost too much to be, and what to do about it."""
+    """A problem with a description that is not the parser's, such as its size, and its fix."""
 
 
 def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
-    """Parse a description (YAML 1.2) as bioimageio.spec does, or say why that fails."""
+    """Parse a description (YAML 1.2) as bioimageio.spec does; None, and a failed check, if that is impossible."""
     name = one_sentence(path.name, 80)
     try:
-        return _parse(path), RDF.passed(f"{name} is read")
+        return _parse(path), RDF.passed(f"{name} can be read")
     except _TrapError as error:
         text, fix = error.args
     except RecursionError:
@@ -46,11 +45,11 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
         fix = "Save the description as UTF-8 text."
-    except Exception as error:  # the parser's errors have no common base
+    except Exception as error:  # the parser's errors have no common base class
         problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         line = "" if mark is None else f"line {mark.line + 1}: "
-        told = one_sentence(problem).replace("'<stream end>'", "the end of the file")
-        text, fix = f"is not valid yaml: {line}{told}", "Correct that line; a yaml checker shows it."
+        problem = one_sentence(problem).replace("'<stream end>'", "the end of the file")
+        text, fix = f"is not valid yaml: {line}{problem}", "Correct that line; a yaml checker shows it."
     return None, RDF.violated(f"{name} {text}", fix)
 
 
@@ -70,12 +69,12 @@ def _parse(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and all(isinstance(key, str) for key in content):
         return content
     kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
-    held = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
-    raise _TrapError(held, "Write the description as lines such as 'name: My model'.")
+    text = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
+    raise _TrapError(text, "Write the description as lines such as 'name: My model'.")
 
 
 def _refuse_expensive(content: Any) -> None:
-    """Look at every value as often as it is named: aliases share it, and would multiply it wherever it is copied."""
+    """Visit every value as often as it is referred to: values shared by aliases multiply when they are copied."""
     n_values, pending = 0, [(content, 0)]
     while pending:
         value, depth = pending.pop()
@@ -86,31 +85,31 @@ def _refuse_expensive(content: Any) -> None:
             raise _TrapError(_NESTED, _NO_ALIASES)
         if strange := _strange(value):
             raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
-        pending += [(item, depth + 1) for item in _held(value)]
+        pending += [(item, depth + 1) for item in _items(value)]
 
 
 def walked(value: Any) -> Iterator[Any]:
-    """All values of a parsed description, keys included, down to texts and numbers."""
+    """Yield all values of a parsed description, keys included, down to texts and numbers."""
     pending = [value]
     while pending:
         value = pending.pop()
         yield value
-        pending += _held(value)
+        pending += _items(value)
 
 
-def _held(value: Any) -> list[Any]:
+def _items(value: Any) -> list[Any]:
     return [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def texts(value: Any) -> list[str]:
-    """All texts of a parsed description, keys included."""
+    """Return all texts of a parsed description, keys included."""
     return [found for found in walked(value) if isinstance(found, str)]
 
 
 def _strange(value: Any) -> str | None:
-    """What a description has no use for, and breaks programs which handle it."""
+    """Describe a value that no description needs and that breaks programs; None for any other value."""
     if isinstance(value, str):
-        # Tabs and line breaks aside, control characters steer terminals, and half characters cannot be encoded.
+        # Control characters, except tabs and line breaks, steer terminals; lone surrogates cannot be encoded.
         odd = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"), None)
         return None if odd is None else f"the control character {odd!r}; write plain text"
     if isinstance(value, int) and abs(value) >= 2**64:
@@ -121,7 +120,7 @@ def _strange(value: Any) -> str | None:
 
 
 def mappings(listed: object) -> list[dict[str, Any]]:
-    """The mappings in a list; none of anything else."""
+    """Return the mappings in a list; an empty list for any other value."""
     return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
 
 
@@ -129,11 +128,11 @@ def mappings(listed: object) -> list[dict[str, Any]]:
 class FileReference:
     """A place in a description that names a file or a URL."""
 
-    where: str  # the field as one reads it, e.g. weights.onnx.source
+    where: str  # the field, e.g. weights.onnx.source
     holder: Any  # the mapping or list that holds it
     key: Any  # its key there
-    path: str  # the path or URL, without what formats 0.3 and 0.4 write around it
-    hash_key: str = ""  # the key in holder of the file's sha256; empty where none can be stated
+    path: str  # the path or URL, without the manager or class that formats 0.3 and 0.4 add
+    hash_key: str = ""  # the key in holder of the file's sha256; empty if the format has none
 
     @property
     def name(self) -> str:
@@ -152,23 +151,23 @@ class FileReference:
         return is_url(self.path)
 
     @property
-    def told(self) -> str:
-        """The field and what it names, for a message."""
+    def label(self) -> str:
+        """The field and its path or URL, for a message."""
         return f"{self.where.removesuffix('.source')} ({one_sentence(self.path, 120)})"
 
     def point_to(self, name: str) -> None:
-        """Name another file; a manager before the name and a class behind it stay."""
+        """Name another file; a manager before the name and a class after it stay."""
         before, _, after = str(self.holder[self.key]).rpartition(self.path)
         self.holder[self.key] = before + name + after
 
 
 def is_url(text: str) -> bool:
-    """Whether some reader may take a text for a URL: case, blanks and missing slashes do not matter to all of them."""
+    """Return whether some reader may take a text for a URL: some ignore case, spaces and missing slashes."""
     return "://" in text or re.match(r"https?:", re.sub(r"\s", "", text), re.IGNORECASE) is not None
 
 
 def references(rdf: dict[str, Any]) -> list[FileReference]:
-    """All places of a description of format 0.3 to 0.5 that name a file."""
+    """Return all places of a description of format 0.3 to 0.5 that name a file."""
     return [found for key in rdf if key not in _FREE_FIELDS for found in _references(rdf, key, key)]
 
 
@@ -192,6 +191,6 @@ def _references(holder: Any, key: Any, where: str) -> Iterator[FileReference]:
             yield FileReference(where, holder, key, called["path"], "architecture_sha256")
         elif key == "dependencies":  # format 0.4: conda:environment.yaml
             yield FileReference(where, holder, key, re.sub(r"^\w{2,}:(?!//)", "", value))
-        # an icon may be an emoji; documentation may have been written in full by mistake
+        # an icon may be an emoji; documentation may by mistake hold the text itself
         elif where in ("documentation", "icon") and len(value) < 1000 and re.search(r"\.\w+$|://", value):
             yield FileReference(where, holder, key, value)

@@ -1,4 +1,4 @@
-"""Look into a TorchScript archive without loading it: operators, parameters, devices and modes, and old engines."""
+"""Inspect a TorchScript archive without loading it: operators, parameters, devices, and support by old engines."""
 
 import ast
 import functools
@@ -15,29 +15,29 @@ from gap_bioimage.validation.check import NotApplicable
 
 ENGINE = "libtorch 1.13"  # the oldest engine that consumers still run
 _TABLE = Path(__file__).with_name("operators_1_13.txt")
-# they take one axis in the old engine, and a list of axes in newer ones
+# operators that take one axis in the old engine, and a list of axes in newer ones
 _ONE_AXIS = {"aten::all", "aten::any", "aten::squeeze", "aten::squeeze_"}
-# newer torch.stft passes its last argument by another position than the old one, with as many arguments
+# newer torch.stft passes its last argument in another position than the old one, with the same number of arguments
 _STFT_IN_PYTHON = ("aten::stft", 9)
-# types of tensors, as the code numbers them, that the old engine lacks; it loads the code, but cannot run it
+# dtypes that the old engine lacks, by their numbers in the code; it loads the code, but cannot run it
 _NEW_DTYPES = {
     23: "float8_e5m2", 24: "float8_e4m3fn", 25: "float8_e5m2fnuz", 26: "float8_e4m3fnuz", 27: "uint16", 28: "uint32",
     29: "uint64",
 }  # fmt: skip
 _TAKES_DTYPE = {"aten::to", "aten::view"}  # as a positional argument
-# norms over all pixels; a layer_norm over pixels needs a fixed size, and any other sees the channels only
+# norms over all pixels; layer_norm is not among them: over pixels it needs a fixed size, else it covers channels only
 _NORMS = {"aten::group_norm", "aten::instance_norm"}
 _MAX_BYTES = 8 * 2**20  # of code, and of pickles
 _PARAMETERS = re.compile(r"^\s*__parameters__ = \[\s*[^\]\s]", re.MULTILINE)
-_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")  # in annotations: a network may well have such a class
-# any mention, since code that means harm need not be written the way that torch writes it
+_GENERATOR = re.compile(r"(?:: |\[|, |-> )Generator(?![\w(])")  # in annotations: classes may have this name
+# any mention, since malicious code need not look like code written by torch
 _FILES = re.compile(r"\b(?:save|from_file)\b|\bgetattr\s*\([^)]*\\")
 # a text in a pickle: its length, and the name of a device
 _ACCELERATOR = re.compile(rb"X(.)\0\0\0((?:cuda|mps|xpu|hip)(?::\d+)?)", re.DOTALL)
 
 
 def operator_of(call: ast.Call) -> str:
-    """The operator that code calls, with its namespace (``aten::conv2d``); empty if it calls something else."""
+    """Return the operator of a call, with its namespace (``aten::conv2d``); empty if something else is called."""
     match call.func:
         case ast.Attribute(ast.Name("torch"), name) | ast.Attribute(ast.Attribute(ast.Name("torch"), "autograd"), name):
             return f"aten::{name}"
@@ -48,33 +48,33 @@ def operator_of(call: ast.Call) -> str:
 
 @functools.cache
 def known_operators() -> dict[str, tuple[tuple[float, frozenset[str]], ...]]:
-    """The old engine's operators, by name: of each way to call it the number of arguments, and the keywords."""
-    found = {}
+    """Return the old engine's operators by name: the number of arguments and the keywords of each overload."""
+    operators = {}
     for line in _TABLE.read_text(encoding="ascii").splitlines():
         if not line.startswith("#"):
             name, *written = line.split()
-            ways = (way.split("+") for way in written)
-            found[name] = tuple((float(count.replace("*", "inf")), frozenset(keys)) for count, *keys in ways)
-    return found
+            overloads = (overload.split("+") for overload in written)
+            operators[name] = tuple((float(n.replace("*", "inf")), frozenset(keys)) for n, *keys in overloads)
+    return operators
 
 
 def _problem_of(name: str, call: ast.Call) -> str:
-    """Why the old engine does not load code with this call; empty if it does.
+    """Return why the old engine cannot load code with this call; empty if it can.
 
     The engine compiles all code when it loads it, dead branches too. Names, numbers of arguments and keywords are
-    compared; types are not, so that a rare model still does not load.
+    compared. Types are not, so a model may, in rare cases, still not load.
     """
     if name not in known_operators():
-        return f"the code uses {_written(name)}, which {ENGINE} does not have"
-    given = {keyword.arg for keyword in call.keywords}
+        return f"the code uses {_python_name(name)}, which {ENGINE} does not have"
+    keywords = {keyword.arg for keyword in call.keywords}
     lists_axes = name in _ONE_AXIS and any(isinstance(axes, ast.List) for axes in call.args[1:2])
-    fits = any(len(call.args) <= most and given <= keywords for most, keywords in known_operators()[name])
+    fits = any(len(call.args) <= most and keywords <= accepted for most, accepted in known_operators()[name])
     if lists_axes or (name, len(call.args)) == _STFT_IN_PYTHON or not fits:
-        return f"the code calls {_written(name)} with arguments that {ENGINE} does not take"
+        return f"the code calls {_python_name(name)} with arguments that {ENGINE} does not accept"
     return ""
 
 
-def _written(name: str) -> str:
+def _python_name(name: str) -> str:
     return name.replace("aten::", "torch.").replace("::", ".")
 
 
@@ -93,51 +93,51 @@ class TorchScriptCode:
 
     @cached_property
     def _calls(self) -> list[tuple[str, ast.Call]]:
-        """Every call of an operator; torch writes its code as Python, and never nests it deeply."""
+        """All calls of operators; torch writes its code as Python that is never deeply nested."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd escapes
+                warnings.simplefilter("ignore")  # about invalid escapes
                 tree = ast.parse(self.text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            text = "the TorchScript code is not written as torch writes it"
+            text = "the TorchScript code cannot be parsed, unlike code written by torch"
             raise NotApplicable(text, "Save it again with torch.jit.save.") from None
         named = [(operator_of(node), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         return [(name, call) for name, call in named if name]
 
     @cached_property
     def unportable(self) -> dict[str, str]:
-        """What the oldest engine does not know, though the code may never reach it: by name, what that means."""
-        found: dict[str, str] = {}
+        """Problems of the code with the oldest engine, in dead branches too, by the name of the operator or dtype."""
+        problems: dict[str, str] = {}
         for name, call in self._calls:
             if problem := _problem_of(name, call):
-                found.setdefault(_written(name), problem)
-            given = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
-            given += call.args[1:3] if name in _TAKES_DTYPE else []
-            numbers = [value.value for value in given if isinstance(value, ast.Constant)]
+                problems.setdefault(_python_name(name), problem)
+            dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
+            dtypes += call.args[1:3] if name in _TAKES_DTYPE else []
+            numbers = [value.value for value in dtypes if isinstance(value, ast.Constant)]
             for dtype in (_NEW_DTYPES[n] for n in numbers if isinstance(n, int) and n in _NEW_DTYPES):
-                found[dtype] = f"the code makes {dtype} tensors, which {ENGINE} does not have"
+                problems[dtype] = f"the code creates {dtype} tensors, which {ENGINE} does not have"
         if _GENERATOR.search(self.text):
-            found["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
-        return found
+            problems["Generator"] = f"the code takes a random generator, which {ENGINE} cannot read"
+        return problems
 
     @property
     def norms(self) -> list[str]:
-        """Operators that normalise over all pixels of what they are given."""
+        """Operators that normalise over all pixels of their input."""
         return sorted({name.removeprefix("aten::") for name, _ in self._calls if name in _NORMS})
 
     @property
     def touches_files(self) -> bool:
-        """Whether it may call operators that read or write files; TorchScript has some."""
+        """Whether the code may call TorchScript's operators that read or write files."""
         return _FILES.search(self.text) is not None
 
     @property
     def devices(self) -> list[str]:
-        """Devices that are written into the code, e.g. ``cuda:0``."""
+        """Devices written into the code, e.g. ``cuda:0``."""
         return sorted(set(re.findall(r'torch\.device\("([^"]+)"\)', self.text)))
 
 
 def read_code(path: Path) -> TorchScriptCode:
-    """Read a TorchScript file's code as text, without unpickling; `ValueError` if it is no TorchScript archive."""
+    """Read a TorchScript file's code as text, without unpickling; `ValueError` if it is not a TorchScript archive."""
     try:
         with open_zip(path) as archive:
             entries = archive.infolist()

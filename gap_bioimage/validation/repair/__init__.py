@@ -1,1 +1,1 @@
-"""Repairs of what needs no judgement in anybody's model, each named at the rule that asks for it."""
+"""Repairs that need no judgement, for any model; each is named at the rule that asks for it."""

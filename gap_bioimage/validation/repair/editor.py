@@ -1,4 +1,4 @@
-"""The working copy that repairs change: a folder of files and a description, and what was changed in them."""
+"""The working copy that repairs edit: a folder of files, a description, and a record of all changes."""
 
 import datetime
 import itertools
@@ -33,7 +33,7 @@ class Change:
 
 
 def shown(value: object) -> str:
-    """A value as a short text."""
+    """Format a value as a short text."""
     if value in (None, "", [], {}):
         return "none"
     text = ", ".join(shown(item) for item in value) if isinstance(value, list) else str(value)
@@ -41,7 +41,7 @@ def shown(value: object) -> str:
 
 
 def unshared(value: Any) -> Any:
-    """Copy a description so that no two places share a list or mapping, as yaml aliases make them."""
+    """Copy a description so that no two places share a list or mapping, as yaml aliases do."""
     if isinstance(value, dict):
         return {key: unshared(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -50,23 +50,23 @@ def unshared(value: Any) -> Any:
 
 
 def numbered(stem: str, suffix: str, taken: set[str]) -> str:
-    """A name that is not taken (in lower case): ``stem``, ``stem_2``, ``stem_3``, ... with the suffix."""
+    """Return a name that is not ``taken`` (casefolded): ``stem``, ``stem_2``, ``stem_3``, ... with the suffix."""
     names = (f"{stem}_{n}{suffix}" if n > 1 else stem + suffix for n in itertools.count(1))
     return next(name for name in names if name.casefold() not in taken)
 
 
 @dataclass
 class PackageEditor:
-    """What the repairs change: files in ``folder`` (without the description) and the description ``rdf``."""
+    """The subject of repairs: the files in ``folder`` (without the description) and the description ``rdf``."""
 
     folder: Path
     rdf: dict[str, Any]
     rdf_name: str
     changes: list[Change] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what was seen and left alone, and why; one sentence each
+    notes: list[str] = field(default_factory=list)  # problems that were left alone, and why; one sentence each
 
     def changed(self, repair: str, what: str, before: object, after: object) -> None:
-        """Note a change."""
+        """Record a change."""
         self.changes.append(Change(repair, what, shown(before), shown(after)))
 
     @property
@@ -76,12 +76,12 @@ class PackageEditor:
 
     @property
     def model(self) -> Model:
-        """What rules see; axes and tensors in it are the description's own mappings (format 0.5)."""
+        """The model as rules see it; its axes and tensors are the description's own mappings (format 0.5)."""
         return Model(Package(self.folder, self.folder, self.rdf_name, self.rdf, (), self.folder.parent))
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Inputs, then outputs, of a description in format 0.5; none of another."""
+        """Inputs, then outputs, of a description in format 0.5; empty for other formats."""
         return self.model.tensors if self.is_05 else []
 
     @property
@@ -100,14 +100,14 @@ class PackageEditor:
         return references(self.rdf)
 
     def rewrite(self, name: str, content: bytes) -> None:
-        """Write a file, and its hash wherever the description states one."""
+        """Write a file, and update its hash wherever the description states one."""
         (self.folder / name).write_bytes(content)
         for reference in self.references:
             if reference.name == name and reference.sha256:
                 reference.holder[reference.hash_key] = sha256_of(self.folder / name)
 
     def move(self, old: str, wanted: str) -> str:
-        """Rename a file, follow it in the description, and return the name: one that no other has in any case."""
+        """Rename a file, also in the description, and return its name, which is unique regardless of case."""
         taken = {name.casefold() for name in self.names if name != old} | {RDF_NAME}
         new = numbered(*posixpath.splitext(wanted), taken)
         os.replace(self.folder / old, self.folder / new)
@@ -117,24 +117,24 @@ class PackageEditor:
         return new
 
     def write_zip(self, target: Path, description: bytes) -> None:
-        """Zip the description and the files; the same model makes the same bytes."""
+        """Zip the description and the files; the same model gives the same bytes."""
         names = self.names
         (self.folder / RDF_NAME).write_bytes(description)
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for name in (RDF_NAME, *names):
                 (self.folder / name).chmod(0o644)
-                os.utime(self.folder / name, (0, 0))  # the earliest that a zip can hold takes its place
+                os.utime(self.folder / name, (0, 0))  # stored as the earliest time that a zip can hold
                 archive.write(self.folder / name, name)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that YAML 1.1 takes for texts and YAML 1.2 for numbers, such as 1e5."""
+    """Quotes texts that YAML 1.1 reads as texts and YAML 1.2 as numbers, such as 1e5."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+.]?\d[\w.+-]*$"), list("-+.0123456789"))
 
 
 def to_yaml(rdf: dict[str, Any]) -> bytes:
-    """A description as yaml that versions 1.1 and 1.2 read alike."""
+    """Return a description as yaml that means the same in versions 1.1 and 1.2."""
     text: str = yaml.dump(rdf, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text.encode("utf-8")

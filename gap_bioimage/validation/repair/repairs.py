@@ -1,4 +1,4 @@
-"""The repairs: of the description's format, ids, axes and channels, and of files' hashes, names and README."""
+"""Repairs of the description's format, ids, axes and channels, and of the files' hashes, names and README."""
 
 import posixpath
 import re
@@ -18,89 +18,89 @@ from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 from gap_bioimage.validation.rules.zoo import HEADING
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
-# came with 0.5.10, or got fields there that newer readers require (stardist's n_rays)
+# new in 0.5.10, or with new fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
 _LONGEST_AXIS_DESCRIPTION = 128
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
-# files that run: whether theirs is the code that was described is for a person to say
+# executable files: only a person can decide whether they hold the code that was described
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
-
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 
 
 def convert_04(editor: PackageEditor) -> None:
-    """Rewrite a description of format 0.4 by bioimageio.spec's own conversion."""
+    """Convert a description of format 0.4 to 0.5 with bioimageio.spec's own conversion."""
     version, package = str(editor.rdf.get("format_version")), editor.model.package
     if not re.match(r"0\.4(\.|$)", version):
         return
     from bioimageio.spec import dump_description
 
-    readme(editor)  # format 0.5 wants one
+    readme(editor)  # format 0.5 requires one
     before = unshared(editor.rdf)
-    if version == "0.4":  # no version at all, strictly
+    if version == "0.4":  # strictly, not a version
         before["format_version"] = "0.4.10"
     for reference in references(before):
-        if reference.key == "dependencies":  # the conversion knows one manager alone
+        if reference.key == "dependencies":  # the only manager that the conversion supports
             reference.holder[reference.key] = f"conda:{reference.path}"
-    built, with_files = (load_offline(package, before, "latest", with_files=files) for files in (False, True))
-    # other faults of files have repairs of their own
-    if refused := problems_of(package, built) or problems_of(package, with_files, OF_TESTS):
+    built, checked = (load_offline(package, before, "latest", with_files=with_files) for with_files in (False, True))
+    # other problems with files have repairs of their own
+    if refused := problems_of(package, built) or problems_of(package, checked, OF_TESTS):
         text = one_sentence("; ".join(refused[:2]), 160)
         editor.notes.append(f"format {version} is not converted to 0.5: {text}")
         return
     content = {key: value for key, value in _without_nulls(dump_description(built)).items() if value not in ([], {})}
     if not before.get("covers"):
-        content.pop("covers", None)  # a stand-in, since bioimageio.spec would draw one
-    for key in ("documentation", "icon", "covers"):  # the conversion made objects of them
+        content.pop("covers", None)  # the placeholder of load_offline
+    for key in ("documentation", "icon", "covers"):  # the conversion turned them into mappings
         if key in content:
             content[key] = list(map(source_of, content[key])) if key == "covers" else source_of(content[key])
     editor.rdf = {"format_version": FORMAT, "type": "model"} | content | {"format_version": FORMAT}
     stated = {reference.name: reference.sha256 for reference in references(before)}
-    for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unseen
+    for reference in editor.references:  # the conversion loses hashes, and a wrong one must not go unnoticed
         if reference.hash_key and stated.get(reference.name):
             reference.holder.setdefault(reference.hash_key, stated[reference.name])
     editor.changed("format_version", "format of the description", version, FORMAT)
     sizes = [(axis.size, axis.scale) for output in built.outputs for axis in output.axes if hasattr(axis, "scale")]
     if any(hasattr(size, "axis_id") and (size.offset or scale != 1) for size, scale in sizes):
-        editor.notes.append(f"Fiji reads outputs of another size than the input in format {version} alone: keep both")
+        editor.notes.append(f"Fiji reads outputs of another size than the input only in format {version}: keep both")
     if before.get("name") != editor.rdf["name"]:
         editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
 
 
 def _without_nulls(value: Any, key: str = "") -> Any:
-    # null is a value among keyword arguments and in ranges, and elsewhere an absent field
+    # null is a value in keyword arguments and ranges; elsewhere it is an absent field
     if isinstance(value, dict) and key not in ("kwargs", "config"):
         return {name: _without_nulls(item, name) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def lower_format(editor: PackageEditor) -> None:
-    """Write the newest format that every consumer reads, without the fields that it does not know."""
+    """Lower the format to the newest that every consumer reads, and drop the fields that it does not have."""
     model, written = editor.model, str(editor.rdf.get("format_version"))
-    if not editor.is_05 or (editor.is_plain and written != "0.5"):  # which is no version at all, strictly
+    if not editor.is_05 or (editor.is_plain and written != "0.5"):  # strictly, not a version
         return
     state_dict = model.weights.get("pytorch_state_dict", {})
-    needed = {
+    newest = {
         "a licence in a file of its own": isinstance(editor.rdf.get("license"), dict),
         "weights.pytorch_state_dict.strict: false": state_dict.get("strict") is False,
         "an input that is another model's output": any(tensor.written.get("output_of") for tensor in model.inputs),
     }
-    if found := [what for what, is_there in needed.items() if is_there]:
-        editor.notes.append(f"format_version stays, since {found[0]} came with 0.5.11 and is needed")
+    if needed := [feature for feature, is_used in newest.items() if is_used]:
+        editor.notes.append(f"format_version stays, since {needed[0]} requires 0.5.11")
         return
     is_newer = _NEWER_OPERATIONS & {step.get("id") for step in model.steps}
     editor.rdf["format_version"] = FORMAT_WITH_NEWER_OPERATIONS if is_newer else FORMAT
     editor.changed("format_version", "format_version", written, editor.rdf["format_version"])
-    newer = [("weights.pytorch_state_dict", state_dict, "strict")]
-    newer += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
-    for where, holder, key in newer:
+    fields = [("weights.pytorch_state_dict", state_dict, "strict")]
+    fields += [(f"input {tensor.id}", tensor.written, key) for tensor in model.inputs for key in ("pad", "output_of")]
+    for where, holder, key in fields:
         if key in holder:
-            editor.changed("format_version", f"{where}: {key}", holder.pop(key), "dropped; borders are mirrored")
+            after = "dropped; borders are mirrored" if key == "pad" else "dropped"
+            editor.changed("format_version", f"{where}: {key}", holder.pop(key), after)
 
 
 def plain_strings(editor: PackageEditor) -> None:
-    """Name documentation, covers and icon by plain strings."""
+    """Write documentation, covers and icon as plain strings."""
     if not editor.is_plain:
         return
     covers = editor.rdf.get("covers")
@@ -110,13 +110,13 @@ def plain_strings(editor: PackageEditor) -> None:
         entry = holder[key] if isinstance(key, int) else holder.get(key)
         if isinstance(entry, dict):
             path, stated = editor.model.file_of(entry), entry.get("sha256")
-            wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
+            is_wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
-            editor.changed("plain_strings", what + (WRONG_HASH if wrong else ""), entry, holder[key])
+            editor.changed("plain_strings", what + (WRONG_HASH if is_wrong else ""), entry, holder[key])
 
 
 def fill_id(editor: PackageEditor) -> None:
-    """Make an id of the name."""
+    """Derive a missing id from the name."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(editor.rdf.get("name") or "").lower()).strip("-")
     if slug and not editor.rdf.get("id"):
         first = {key: editor.rdf[key] for key in ("format_version", "type") if key in editor.rdf}
@@ -125,14 +125,14 @@ def fill_id(editor: PackageEditor) -> None:
 
 
 def deepimagej_config(editor: PackageEditor) -> None:
-    """Remove a section that keeps deepImageJ from tiling."""
+    """Remove the config section that keeps deepImageJ from tiling."""
     if keeps_from_tiling(editor.model):
-        section = editor.rdf["config"].pop("deepimagej")
-        editor.changed("deepimagej_config", "config.deepimagej", section, "removed")
+        removed = editor.rdf["config"].pop("deepimagej")
+        editor.changed("deepimagej_config", "config.deepimagej", removed, "removed")
 
 
 def axis_ids(editor: PackageEditor) -> None:
-    """Write the id of every space axis, also where it is the default: JDLL reads no axis without."""
+    """Write the id of every space axis, even the default one: JDLL cannot read an axis without it."""
     for tensor in editor.tensors:
         for index, axis in enumerate(tensor.axes):
             if axis.kind == "space" and not axis.written.get("id"):
@@ -142,7 +142,7 @@ def axis_ids(editor: PackageEditor) -> None:
 
 
 def tensor_ids(editor: PackageEditor) -> None:
-    """Write the id of every input and output, also where it is the default: JDLL looks tensors up by theirs."""
+    """Write the id of every input and output, even the default one: JDLL looks tensors up by their ids."""
     for tensor in editor.tensors:
         if not tensor.written.get("id"):
             tensor.written["id"] = tensor.id
@@ -150,7 +150,7 @@ def tensor_ids(editor: PackageEditor) -> None:
 
 
 def channel_names(editor: PackageEditor) -> None:
-    """Name channels channel0, channel1, ... where they have no names; make identifiers of others before 0.5.11."""
+    """Name unnamed channels channel0, channel1, ...; before 0.5.11, also turn other names into identifiers."""
     for tensor, index, axis in ((t, i, axis) for t in editor.tensors for i, axis in enumerate(t.axes)):
         names = axis.written.get("channel_names")
         if axis.kind != "channel" or (names and not (editor.is_plain and isinstance(names, list))):
@@ -162,16 +162,16 @@ def channel_names(editor: PackageEditor) -> None:
             is_counted = array is not None and array.ndim == len(tensor.axes)
             renamed = [f"channel{i}" for i in range(array.shape[index] if is_counted else axis.size or 0)]
             if not renamed:
-                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor counts them")
+                editor.notes.append(f"channels of {tensor.id} stay without names: no test tensor shows their number")
                 continue
-            axis.written.pop("size", None)  # it follows from the names, and the format forbids it
+            axis.written.pop("size", None)  # the format forbids it beside the names
         if renamed != names:
             axis.written["channel_names"] = renamed
             editor.changed("channel_names", f"channels of {tensor.id}", names, renamed)
 
 
 def _identifiers(names: list[str]) -> list[str]:
-    """Identifiers in the place of names that are none, different from each other and from those that stay."""
+    """Replace names that are not identifiers by unique identifiers."""
     taken = {name.casefold() for name in names if is_identifier(name)}
     for place, name in enumerate(names):
         if not is_identifier(name):
@@ -182,18 +182,18 @@ def _identifiers(names: list[str]) -> list[str]:
 
 
 def axis_scale(editor: PackageEditor) -> None:
-    """Leave scales out of input axes, and divide those of the outputs that refer to them, so that sizes stay."""
+    """Remove the scales of input axes, and divide those of output axes that refer to them, which preserves sizes."""
     if not editor.is_05:
         return
     model = editor.model
     inputs = {(tensor.id, axis.id): axis for tensor in model.inputs for axis in tensor.axes}
     scaled = {key: axis.scale for key, axis in inputs.items() if axis.scale not in (0, 1)}
-    if scaled and any(_referred(axis) in inputs for axis in inputs.values()):
+    if scaled and any(_reference_of(axis) in inputs for axis in inputs.values()):
         editor.notes.append("scales of inputs stay: they relate the sizes of two inputs")
         return
     for tensor in model.outputs:
         for axis in tensor.axes:
-            if (scale := scaled.get(_referred(axis))) is not None:
+            if (scale := scaled.get(_reference_of(axis))) is not None:
                 before = f"{axis.scale:g} {axis.written.pop('unit', '')}".strip()
                 axis.written["scale"] = round(axis.scale / scale, 9)
                 after = f"{axis.written['scale']:g}"
@@ -201,12 +201,12 @@ def axis_scale(editor: PackageEditor) -> None:
     for key in scaled:
         axis = inputs[key]
         before = f"{axis.written.pop('scale')} {axis.written.pop('unit', None) or '(no unit)'}"
-        told = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
-        axis.written["description"] = told[:_LONGEST_AXIS_DESCRIPTION]
-        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; told in the axis' description")
+        text = "; ".join(filter(None, (str(axis.written.get("description") or ""), f"pixel size {before}")))
+        axis.written["description"] = text[:_LONGEST_AXIS_DESCRIPTION]
+        editor.changed("axis_scale", f"scale of input {key[0]}, {key[1]}", before, "1; now in the axis' description")
 
 
-def _referred(axis: Axis) -> tuple[str, str]:
+def _reference_of(axis: Axis) -> tuple[str, str]:
     size = axis.written.get("size")
     return (str(size.get("tensor_id")), str(size.get("axis_id"))) if isinstance(size, dict) else ("", "")
 
@@ -219,7 +219,7 @@ def rename_description(editor: PackageEditor) -> None:
 
 
 def remove_leftovers(editor: PackageEditor) -> None:
-    """Remove what operating systems and Python leave behind in folders."""
+    """Remove files that operating systems and Python leave behind in folders."""
     named = {reference.name for reference in editor.references}
     for name in editor.names:
         if name not in named and is_leftover(name):
@@ -228,16 +228,16 @@ def remove_leftovers(editor: PackageEditor) -> None:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file belongs to an operating system, an editor or Python, and not to the model."""
+    """Return whether a file belongs to an operating system, an editor or Python, not to the model."""
     parts = PurePosixPath(name).parts
     return bool(_LEFTOVER_FOLDERS & set(parts[:-1])) or parts[-1] in _LEFTOVER_FILES or parts[-1].startswith("._")
 
 
 def hashes(editor: PackageEditor) -> None:
-    """State the sha256 of every data file that the description names; code is left to its authors."""
+    """State the sha256 of every data file that the description names; that of code is left to its authors."""
     for reference in editor.references:
         path = None if not reference.hash_key or reference.is_remote else editor.model.file_of(reference.path)
-        if path is None or absence(path):  # what a pointer of Git LFS stands for has another hash
+        if path is None or absence(path):  # the file behind a pointer of Git LFS has another hash
             continue
         stated, computed = reference.holder.get(reference.hash_key), sha256_of(path)
         if stated and str(stated).lower() == computed:
@@ -253,7 +253,7 @@ def hashes(editor: PackageEditor) -> None:
 
 
 def plain_paths(editor: PackageEditor) -> None:
-    """Write the names of files without ``./``, which Fiji's engine takes for a folder, and with Unix' slashes."""
+    """Write file names without ``./``, which Fiji's engine takes for a folder, and with forward slashes."""
     for reference in editor.references:
         if reference.is_remote or reference.path == reference.name or editor.model.file_of(reference.name) is None:
             continue
@@ -262,7 +262,7 @@ def plain_paths(editor: PackageEditor) -> None:
 
 
 def flatten(editor: PackageEditor) -> None:
-    """Move TorchScript weights to the top, where JDLL looks for them; others of the package may read by their paths."""
+    """Move TorchScript weights to the top level, where JDLL looks for them; the paths of other files may be in use."""
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
         if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
@@ -271,7 +271,7 @@ def flatten(editor: PackageEditor) -> None:
 
 
 def sample_tensors(editor: PackageEditor) -> None:
-    """Leave out sample tensors, which are taken for test tensors, or no images that can be read; their files stay."""
+    """Leave out sample tensors, which programs take for test tensors or cannot read as images; their files stay."""
     for tensor in editor.tensors:
         if tensor.written.get("sample_tensor") is not None:
             removed = source_of(tensor.written.pop("sample_tensor"))
@@ -279,21 +279,21 @@ def sample_tensors(editor: PackageEditor) -> None:
 
 
 def readme(editor: PackageEditor) -> None:
-    """Give the model a README.md in UTF-8; how it was validated its authors alone can say."""
+    """Give the model a README.md in UTF-8; only its authors can describe how it was validated."""
     source = str(source_of(editor.rdf.get("documentation")) or "")
     if is_url(source):
-        editor.notes.append(f"documentation is on the network and is not looked at: {source}")
+        editor.notes.append(f"documentation is on a server and stays as it is: {source}")
         return
     name = PurePosixPath(source).as_posix()
     if editor.model.file_of(source) is None:
         name = next((name for name in editor.names if _README_NAME.fullmatch(name)), "")
-        after = f"{name}, which was there" if name else "README.md, written from name and description"
+        after = f"{name}, found in the package" if name else "README.md, written from name and description"
         if not name:
             name = "README.md"
             text = f"# {editor.rdf.get('name') or 'Model'}\n\n{editor.rdf.get('description') or ''}\n"
             (editor.folder / name).write_text(text, encoding="utf-8")
-        hashed = {"source": name, "sha256": sha256_of(editor.folder / name)}
-        editor.rdf["documentation"] = name if editor.is_plain else hashed
+        entry = {"source": name, "sha256": sha256_of(editor.folder / name)}
+        editor.rdf["documentation"] = name if editor.is_plain else entry
         editor.changed("readme", "documentation", source, after)
     if not name.endswith(".md"):
         old, name = name, editor.move(name, posixpath.splitext(name)[0] + ".md")
@@ -307,19 +307,12 @@ def readme(editor: PackageEditor) -> None:
         editor.rewrite(name, text.encode("utf-8"))
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
-        editor.notes.append(f"{name} has no heading about validation: say there how well the model works, and on what")
+        editor.notes.append(f"{name} has no heading about validation: describe how well the model works, and on what")
 
 
-# In the order in which they are made; rules name them.
+# In the order in which they are made; rules refer to them by name. The format comes first, since the other repairs
+# follow its rules. Hashes come before any file is changed: a wrong one is then the authors' error, not ours.
 REPAIRS: tuple[Callable[[PackageEditor], None], ...] = (
-    rename_description,
-    # The format comes first, since the other repairs write what it wants.
-    convert_04, lower_format, plain_strings, fill_id,
-    plain_paths,
-    # Hashes come before any file is changed: a wrong one is then the authors' and not ours.
-    hashes,
-    remove_leftovers, flatten,
-    axis_ids, tensor_ids, channel_names, axis_scale,
-    deepimagej_config, sample_tensors,
-    readme, covers,
+    rename_description, convert_04, lower_format, plain_strings, fill_id, plain_paths, hashes, remove_leftovers,
+    flatten, axis_ids, tensor_ids, channel_names, axis_scale, deepimagej_config, sample_tensors, readme, covers,
 )  # fmt: skip

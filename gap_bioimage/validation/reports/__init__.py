@@ -1,4 +1,4 @@
-"""What becomes of the checks: pages for people and machines, some from the templates that lie beside this."""
+"""Reports for people and machines, some of them from the templates in this folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gap_bioimage.validation.report import Report
 
+# every character that XML 1.0 forbids, including lone surrogates
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def printable(text: str) -> str:
-    """The text with a replacement sign for every character that XML 1.0 forbids, lone surrogates among them."""
-    return _FORBIDDEN.sub("\ufffd", text)
-
-
 def with_missed_test(report: Report) -> Report:
-    """The report for continuous integration, where a model that was not run is an error, as the exit code says."""
+    """Return the report for continuous integration: a model that was not run is an error, as in the exit code."""
     if report.status != "not-run":
         return report
     checks = (replace(check, status="error") if check.id == "core.test" else check for check in report.checks)
@@ -26,11 +22,11 @@ def with_missed_test(report: Report) -> Report:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; what goes into HTML and XML is escaped, and UTF-8 can encode it."""
+    """Fill in a template of this folder; values are escaped for HTML and XML, and forbidden characters replaced."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader(__name__, ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=template.endswith((".html.j2", ".xml.j2")), keep_trailing_newline=True,
     )  # fmt: skip
-    return printable(environment.get_template(template).render(**values))
+    return _FORBIDDEN.sub("\ufffd", environment.get_template(template).render(**values))

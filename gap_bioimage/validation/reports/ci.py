@@ -1,4 +1,4 @@
-"""Reports for programs: SARIF 2.1.0, annotations of GitHub, and the JSON report's own schema."""
+"""Reports for programs: SARIF 2.1.0, GitHub annotations, and the schema of the JSON report."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,29 +17,28 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
-    """What is to be done about a model: how bad it is, the id of the check, and a text."""
+    """Yield the findings that need action: the level, the id of the check, and a text."""
     for check in with_missed_test(report).checks:
         text = f"{check.message}. To do: {check.fix}" if check.fix else check.message
         if check.status in ("failed", "error"):
             yield "error", check.id, text
         elif check.status == "warning":
-            made = registry().get(check.id)
-            yield "note" if made is not None and made.severity == STYLE else "warning", check.id, text
+            definition = registry().get(check.id)
+            yield "note" if definition is not None and definition.severity == STYLE else "warning", check.id, text
 
 
 def render_sarif(reports: Sequence[Report]) -> str:
-    """One run of SARIF with all findings, each at the first line of its model."""
+    """Return one run of SARIF with all findings, each at the first line of its model."""
     results = []
     for report in reports:
         path = Path(report.model)
         uri = path.as_uri() if path.is_absolute() else quote(path.as_posix(), errors="replace")
-        where = {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}
+        place = [{"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}]
         for level, check_id, text in _findings(report):
-            location = [{"physicalLocation": where}]
-            results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": location})
+            results.append({"ruleId": check_id, "level": level, "message": {"text": text}, "locations": place})
     rules = [
-        {"id": made.id, "shortDescription": {"text": made.asks}, "fullDescription": {"text": made.breaks},
-         "help": {"text": made.fix or made.asks}} for made in registry().values()
+        {"id": entry.id, "shortDescription": {"text": entry.asks}, "fullDescription": {"text": entry.breaks},
+         "help": {"text": entry.fix or entry.asks}} for entry in registry().values()
     ]  # fmt: skip
     driver = {"name": "gap-bioimage", "version": __version__, "rules": rules}
     runs = [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}]
@@ -47,14 +46,14 @@ def render_sarif(reports: Sequence[Report]) -> str:
 
 
 def render_github(reports: Sequence[Report]) -> str:
-    """Workflow commands that GitHub shows as annotations, the worst first, since it shows the first ten."""
+    """Return workflow commands that GitHub shows as annotations, the worst first, since it shows only ten."""
     lines: dict[str, list[str]] = {"error": [], "warning": [], "note": []}
     for report in reports:
         for level, check_id, text in _findings(report):
             command = "notice" if level == "note" else level
             place = f"file={_property(Path(report.model).as_posix())},title={_property(check_id)}"
             lines[level].append(f"::{command} {place}::{_data(text)}\n")
-    return "".join(line for found in lines.values() for line in found)
+    return "".join(line for level_lines in lines.values() for line in level_lines)
 
 
 def _data(text: str) -> str:
@@ -66,7 +65,7 @@ def _property(text: str) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of what ``validate --json`` writes of one model; of several it writes a list of these."""
+    """Return the JSON schema of ``validate --json`` for one model; for several models, it writes a list of these."""
     from pydantic import create_model
 
     optional: dict[str, Any] = {"was_run": (bool, True), "description_only": (bool, False)}

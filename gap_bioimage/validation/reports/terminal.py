@@ -21,11 +21,11 @@ _STYLES = {
 }  # fmt: skip
 _MARKS = {"passed": "ok", "failed": "FAILED", "warning": "warning", "skipped": "skipped", "error": "UNKNOWN"}
 _ADVICE_SHOWN = 3
-_COLUMNS = ("check", "it asks for", "without it", "what to do", "known from")
+_COLUMNS = ("check", "requirement", "if violated", "what to do", "source")
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print a report as a table, one group per consumer; what passed takes one line per group."""
+    """Print a report as a table, one group per consumer; passed checks are only counted."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -35,26 +35,26 @@ def print_report(report: Report, console: Console | None = None) -> None:
         group = [check for check in report.checks if check.consumer == name]
         if group:
             table.add_row(f"[bold]{name}[/]", "", _summary(group))
-        for check in (check for check in group if not _is_dull(check)):
+        for check in (check for check in group if not _is_only_counted(check)):
             fix = f"\n[dim]to do:[/] {escape(check.fix)}" if check.fix else ""
             mark = f"[{_STYLES[check.status]}]{_MARKS[check.status]}[/]"
             table.add_row(f"  {check.id.split('.', 1)[1]}", mark, f"{escape(check.message)}{fix}")
     if report.verdicts:
         table.add_row()
-    above = ""
+    previous = ""
     for entry in report.verdicts:
-        reason = "" if entry.reason == above else escape(entry.reason)  # what everybody shares is said once
-        above = entry.reason
+        reason = "" if entry.reason == previous else escape(entry.reason)  # a shared reason is printed once
+        previous = entry.reason
         table.add_row(consumers()[entry.consumer].title, f"[{_STYLES[entry.verdict]}]{entry.verdict}[/]", reason)
     console.print(table)
     if report.score is not None and not report.description_only:
         parts = "   ".join(f"{PARTS.get(name, name)} {value:.2f}" for name, value in report.score.parts.items())
-        told = f"{report.score.total:.2f} of {HIGHEST}, as predicted ({escape(parts)})"
+        score = f"{report.score.total:.2f} of {HIGHEST}, as predicted ({escape(parts)})"
         advice = "".join(f"\n  {escape(text)}" for text in report.score.raise_it[:_ADVICE_SHOWN])
-        console.print(f"\n[bold]score in the zoo[/]  {told}{advice}")
-    alone = ", of its description alone" if report.description_only else ""
-    word = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
-    console.print(f"\n{word}  {escape(report.model)}  ({_summary(report.checks) or 'no check'}{alone})")
+        console.print(f"\n[bold]score in the zoo[/]  {score}{advice}")
+    scope = ", of its description alone" if report.description_only else ""
+    status = f"[{_STYLES[report.status]}]{report.status.replace('-', ' ')}[/]"
+    console.print(f"\n{status}  {escape(report.model)}  ({_summary(report.checks) or 'no check'}{scope})")
     if report.status == "not-run":
         console.print(escape(f"The model was not run. {how_to_run(report.checks)}".strip()))
 
@@ -69,9 +69,9 @@ def _table(n_columns: int) -> Table:
     return table
 
 
-def _is_dull(check: Check) -> bool:
-    """What the table only counts: rules that are kept, or that do not apply to this model."""
-    if check.consumer in ("core", "run") or check.id == "fiji.older_engine":  # what ran, the latter on request
+def _is_only_counted(check: Check) -> bool:
+    """Return whether the table only counts a check: it passed, or does not apply to this model."""
+    if check.consumer in ("core", "run") or check.id == "fiji.older_engine":  # these ran, the last one on request
         return False
     return check.status == "passed" or (check.status == "skipped" and not check.fix)
 
@@ -83,11 +83,11 @@ def _summary(checks: Sequence[Check]) -> str:
 
 
 def print_submission(report: Report) -> None:
-    """What the zoo asks of a model as a list with ticks, and the way of a model into the zoo."""
-    asking = [*(name for name, entry in consumers().items() if entry.base), "zoo", "bioengine"]
+    """Print the zoo's requirements as a list with ticks, and the steps of a submission."""
+    names = [*(name for name, entry in consumers().items() if entry.base), "zoo", "bioengine"]
     checks = [check for check in report.checks if check.id != "zoo.id"]
-    groups = [(name, [check for check in checks if check.consumer == name]) for name in asking]
-    # what was skipped for good reason has no fix; but nothing is known of a model that was not run
+    groups = [(name, [check for check in checks if check.consumer == name]) for name in names]
+    # checks that were skipped for good reason have no fix; but without core.test, nothing is known about the model
     skipped = {check.id for check in checks if check.status == "skipped" and not check.fix} - {"core.test"}
     good = skipped | {check.id for check in checks if check.status == "passed"}
     has_id = any(check.id == "zoo.id" and check.status == "warning" for check in report.checks)
@@ -96,7 +96,7 @@ def print_submission(report: Report) -> None:
 
 
 def render_junit(reports: Sequence[Report]) -> str:
-    """One suite per model, one case per check, as XML; warnings pass and are told in ``system-out``.
+    """Return XML with one suite per model and one case per check; warnings pass and are listed in ``system-out``.
 
     A model that should have been run and was not is an error of its test.
     """
@@ -104,22 +104,22 @@ def render_junit(reports: Sequence[Report]) -> str:
 
 
 def as_markdown() -> str:
-    """The page ``docs/checks.md``: every check, grouped by who needs it."""
+    """Return the page ``docs/checks.md``: every check, grouped by consumer."""
     return render("checks.md.j2", consumers=consumers(), checks=registry().values(), columns=_COLUMNS, texts=_texts)
 
 
 def as_table() -> Table:
-    """The same for a terminal."""
+    """Return the same list for a terminal."""
     from rich.markup import escape
 
     table = _table(2)
-    for made in registry().values():
-        asks, *more = map(escape, _texts(made))
-        told = [f"[dim]{title}:[/] {text}" for title, text in zip(_COLUMNS[2:], more, strict=True) if text]
-        table.add_row(escape(made.id), "\n".join([asks, *told]))
+    for entry in registry().values():
+        requirement, *texts = map(escape, _texts(entry))
+        lines = [f"[dim]{title}:[/] {text}" for title, text in zip(_COLUMNS[2:], texts, strict=True) if text]
+        table.add_row(escape(entry.id), "\n".join([requirement, *lines]))
     return table
 
 
-def _texts(made: Definition) -> tuple[str, str, str, str]:
-    repaired = " Repaired." if made.repair else ""
-    return f"{made.asks} ({made.severity}.)", made.breaks, f"{made.fix}{repaired}".strip(), made.source
+def _texts(entry: Definition) -> tuple[str, str, str, str]:
+    repaired = " Repaired." if entry.repair else ""
+    return f"{entry.asks} ({entry.severity}.)", entry.breaks, f"{entry.fix}{repaired}".strip(), entry.source
