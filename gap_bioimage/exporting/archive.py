@@ -45,7 +45,7 @@ def export(
     Parameters
     ----------
     model, out
-        A model, or what ``load_model`` takes; the zip, replaced only when the new one is complete and valid.
+        A model, or an argument of ``load_model``; the zip, replaced only by a complete and valid one.
     card
         The author's card, or its yaml.
     kind
@@ -53,23 +53,23 @@ def export(
         deviation of posterior samples, then the samples, drawn in the graph. "sample-hook": the same, drawn by
         custom postprocessing, for bioimageio.core 0.10.3 or newer only.
     n_samples, n_steps, seed
-        What is drawn, by kinds that sample: how many, in how many steps each, with which noise.
+        Of kinds that sample: number of samples, steps per sample, and seed of their noise.
     postprocessing, postprocessing_kwargs
-        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)``, kwargs being plain values, is called
-        with numpy arrays and keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
+        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)``, kwargs plain values, is called with
+        numpy arrays and keeps their shape. Only bioimageio.core 0.10.3 or newer runs the zip.
     camera
-        The camera whose raw images the zip is for, or its yaml; "model" for that of the training; None for counts.
+        The camera whose raw images the zip accepts, or its yaml; "model": that of the training; None: counts.
     onnx
-        Add ONNX weights; kind "denoise" only. They take sizes in steps of the pooling only, so the zip declares these.
+        Add ONNX weights; kind "denoise" only. They accept multiples of the pooling only, so the zip declares these.
     test_image
-        Real counts (or images of the camera) for test tensors and measured numbers; a run folder brings its own.
+        Real counts (or images of the camera) for test tensors and measurements; by default those of the run folder.
     device, on_stage
-        Where the finished zip is validated; called with a word or two before each stage.
+        Device on which the zip is validated; callback, called with a word or two before each stage.
 
     Returns
     -------
     Report
-        Of the validation.
+        The result of the validation.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def export(
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
-    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # may be too long
+    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # raises if too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
@@ -92,7 +92,7 @@ def export(
     model.network.cpu()
     product, tell = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
     with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
-        process.start()  # its libraries are imported while the rest is made
+        process.start()  # imports its libraries while the zip is made
         try:
             _fill(Path(name), product, card, examples, tell, onnx=onnx)
         except OSError as error:
@@ -111,11 +111,11 @@ def export(
 def _fill(
     folder: Path, product: Product, card: Card, examples: Examples, tell: Callable[[str], None], *, onnx: bool
 ) -> None:
-    """Make the files of the zip in a folder."""
+    """Write the files of the zip into a folder."""
     model, intake = product.model, product.intake
     example = intake.counts(examples[0])
     photons = torch.from_numpy(example.astype(np.float32))[None]
-    TiledNetwork(model.network)(photons)  # raises where values are not finite
+    TiledNetwork(model.network)(photons)  # raises if values are not finite
     tell("measuring the halo")
     denoiser = weights.denoiser_of(model)
     halo = measured_halo(model.network, denoiser, measures.MOST_HALO_PX[model.config.dim])
@@ -156,7 +156,7 @@ def _measured(
     if sampler is not None:
         room = measures.check_room(product.intake.counts(example), sampler)
         drawn = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
-        # what is scored are counts, without further ado
+        # scored on counts, which need no intake
         samples = measures.score_samples(weights.sampler_of(product.model, drawn), denoiser, counts)
     return measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed, samples, room)
 

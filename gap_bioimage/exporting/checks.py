@@ -1,4 +1,4 @@
-"""The checks that only photon models need, declared in the registry of ``validation``, which knows no photons."""
+"""Checks for photon models only, declared in the registry of ``validation``, which does not depend on photons."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ _HERE = "gap-bioimage, exporting/documents.py (2026-11)"
       breaks="gap-bioimage cannot load the network back, to train it further or to sample",
       fix="Export the model again with gap-bioimage, or remove config.gap_bioimage.")  # fmt: skip
 def gap_section(model: Model) -> str | None:
-    """A section config.gap_bioimage, if there is one, that gap-bioimage can read."""
+    """A config.gap_bioimage section, if present, that gap-bioimage can read."""
     said = section(model.rdf, "gap_bioimage")
     if not isinstance(said, dict):
         raise NotApplicable("there is no section config.gap_bioimage")
@@ -31,13 +31,13 @@ def gap_section(model: Model) -> str | None:
 @run_check("run.conservation", Severity.BLOCKS, _HERE, breaks="the sums over regions that people measure are wrong",
            fix="Renormalise the rate by the local photon sum inside the model.", once=True, compares=True)  # fmt: skip
 def conservation(runner: Runner) -> Outcome:
-    """The output of a model that says so sums to as many photons as its input holds."""
+    """The output has as many photons as the input, if the model declares that they are conserved."""
     said = section(runner.rdf, "gap_bioimage")
     if not isinstance(said, dict) or said.get("conserves_photons") is not True:
         raise NotApplicable("the description does not say that photons are conserved")
     counts = next(iter(runner.preprocess(runner.test_inputs).values()))
     name, rate = next(iter(runner.produced.items()))
-    # A sampler's channels are mean, std, samples: the first ones, as many as there are inputs, are rates.
+    # A sampler's channels are mean, std, samples: the first ones, as many as in the input, are rates.
     channel = runner.axes(name).index("channel")
     rate = np.take(rate, range(min(rate.shape[channel], counts.shape[channel])), axis=channel)
     photons = float(counts.sum(dtype=np.float64))

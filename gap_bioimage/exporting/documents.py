@@ -1,7 +1,7 @@
-"""What a zip says of itself: the model description (RDF), the README, whose text is ``readme.md.jinja``, and the cover.
+"""The documents in a zip: model description (RDF), README (from ``readme.md.jinja``) and cover.
 
-The RDF is written in format 0.5.9 with plain strings, not through bioimageio.spec's writer: newer formats name files
-as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Custom postprocessing came with 0.5.10.
+The RDF is written in format 0.5.9 with plain strings, not through bioimageio.spec's writer: newer formats write files
+as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Custom postprocessing needs 0.5.10.
 """
 
 import datetime
@@ -26,10 +26,10 @@ from gap_bioimage.sampler import GAIN, WINDOW_PX
 FORMAT_VERSION, FORMAT_WITH_CUSTOM = "0.5.9", "0.5.10"
 TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"
 ONLY_CORE = "Runs in bioimageio.core >= 0.10.3 only; not in Fiji, not in ilastik."
-"""What users of a zip with custom postprocessing must know."""
+"""Notice for users of a zip with custom postprocessing."""
 _TAGS = ("denoising", "photon-counting", "poisson", "gap", "unet", "pytorch")
 _LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]
-"""The programs in the zoo that a portable zip runs in."""
+"""Ids in the zoo of the programs that run a portable zip."""
 _TILE_PX = {2: 512, 3: 64}
 _KEEP_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 _PANEL_PX, _LARGEST_PX, _LINE_PX = 400, 256, 2
@@ -44,7 +44,7 @@ _LIMITS = {
 
 
 def describe(folder: Path, card: Card, product: Product, measured: Measured) -> dict[str, Any]:
-    """Return the RDF of a zip whose weights, architecture, test tensors, cover and README lie in ``folder``."""
+    """Return the RDF of a zip whose weights, architecture, test tensors, cover and README are in ``folder``."""
     people = [author.model_dump(mode="json", exclude_none=True) for author in card.authors]
     facts = _model_facts(product.model, card) | {"inference_time": measured.speed}
     return _given({
@@ -81,7 +81,7 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def description_of(card: Card, *, custom: bool) -> str:
-    """Return the card's description, and who can run the model where not everybody can (`CardError`: too long)."""
+    """Return the card's description, with `ONLY_CORE` for custom postprocessing; raise `CardError` if too long."""
     said = card.description.rstrip()
     stop = "" if said.endswith((".", "!", "?")) else "."
     text = f"{said}{stop} {ONLY_CORE}" if custom else card.description
@@ -98,7 +98,7 @@ def _tags(card: Card, product: Product) -> list[str]:
 
 
 def _model_facts(model: Model, card: Card) -> dict[str, Any]:
-    """What ``config.bioimageio`` asks of every model, as far as it is known."""
+    """Return the known fields of ``config.bioimageio``."""
     network, dim = model.network, model.config.dim
     memory = f"about {bytes_per_px(network) / 1e3:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}"
     return {
@@ -114,7 +114,7 @@ def _model_facts(model: Model, card: Card) -> dict[str, Any]:
 
 
 def _training(model: Model) -> dict[str, Any]:
-    """How the network was trained, where its file tells."""
+    """Return how the network was trained, if its file records it."""
     settings = model.history.training
     if not isinstance(settings, dict):
         return {}
@@ -158,7 +158,7 @@ def _output(folder: Path, sizes: Sizes, product: Product) -> dict[str, Any]:
         for axis, halo in zip("zyx"[-len(sizes.halo_px) :], sizes.halo_px, strict=True)
     ]
     test, after = f"test_{product.output}.npy", "" if product.own is None else f"; then {product.own.callable}"
-    # what the user's own postprocessing returns may be negative, and dark pixels of a camera
+    # custom postprocessing may return negative values, and so may dark pixels of a camera
     lowest = {"range": [0.0, None]} if product.own is None and product.intake.detector is None else {}
     return {
         "id": product.output, "description": product.description + after, "axes": _axes(product.channel_names, same),
@@ -226,7 +226,7 @@ def write_readme(path: Path, card: Card, product: Product, measured: Measured) -
 
 
 def _told(value: Any) -> str:
-    """How a camera was measured, in words."""
+    """Describe how a camera was measured."""
     if isinstance(value, dict):
         named = {key.replace("_95", " (95 % confidence)").replace("_", " "): _told(v) for key, v in value.items()}
         return "; ".join(f"{key}: {text}" for key, text in named.items())
@@ -236,9 +236,10 @@ def _told(value: Any) -> str:
 
 
 def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray, label: str = "counts") -> None:
-    """Draw counts (c, [z,] y, x), or what they are of, and denoised image side by side, with labels and a line between.
+    """Draw counts and denoised image (c, [z,] y, x) side by side, with labels and a line between them.
 
-    At most 256 x 256 px of the middle of both, each pixel a square of whole pixels, on one grey scale.
+    The cover shows at most 256 x 256 px from the middle of both, each enlarged to a square of whole pixels, on one grey
+    scale.
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -1,4 +1,4 @@
-"""What a zip is given: photon counts, raw images of a camera, or sums of one-bit frames; and examples of them."""
+"""The input of a zip: photon counts, raw camera images or sums of one-bit frames; and examples of it."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.validation.archive.files import read_array
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
-_FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # for all samples together, and for each
+_FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # in total over all samples, and per sample
 _LEAST_RATE = 0.02  # tests allow differences of 0.001
 
 
 Examples = tuple[NDArray[Any], NDArray[Any] | None]
-"""Values for the test tensors, and held-out ones where there are any, (c, [z,] y, x)."""
+"""Values for the test tensors, and held-out ones or None, (c, [z,] y, x)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Intake:
 
     @classmethod
     def of(cls, model: Model, camera: CameraLike = "model") -> Self:
-        """What a zip of the model is given: what it was trained on, or images of another camera (`ExportError`)."""
+        """Return the intake of the training, or of another camera; `ExportError` for one-bit frames with a camera."""
         detector = model.camera_for(camera)
         if model.n_frames is not None and detector is not None:
             raise ExportError("the model was trained on one-bit frames, which need no camera; leave the camera out")
@@ -53,7 +53,7 @@ class Intake:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For ``config.gap_bioimage``: where the numbers of the preprocessing come from."""
+        """For ``config.gap_bioimage``: the source of the numbers in the preprocessing."""
         if self.detector is None:
             return self.arguments
         camera = self.detector.camera.model_dump(mode="json", exclude={"maps"})
@@ -69,14 +69,14 @@ class Intake:
 
     @property
     def noun(self) -> str:
-        """What the input is, in a few words."""
+        """A short name of the input."""
         if self.detector is not None:
             return "raw camera images"
         return "photon counts" if self.ceiling is None else f"sums of {self.ceiling} one-bit frames"
 
     @property
     def description(self) -> str:
-        """What the input is."""
+        """The description of the input in the RDF."""
         if self.detector is not None:
             return "raw camera image (ADU), as recorded; offset and gain of the camera are taken care of"
         if self.ceiling is not None:
@@ -84,11 +84,11 @@ class Intake:
         return "photon counts per pixel, as recorded; no normalisation is needed"
 
     def counts(self, values: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
-        """Return the counts of input values; ``rng`` spreads them as in training."""
+        """Return the counts of input values, spread by ``rng`` as in training."""
         return values if self.detector is None else self.detector.counts(values, rng)
 
     def preprocess(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply the preprocessing as programs do."""
+        """Apply the preprocessing as other programs do."""
         if (scale := self.scale) is None:
             return values
         return (values * np.float32(scale["gain"]) + np.float32(scale["offset"])).astype(np.float32)
@@ -100,7 +100,7 @@ class Intake:
 
 
 def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str | Path | None) -> Examples:
-    """Values as the zip is given them, of an image or else of the model's run folder (`ExportError`)."""
+    """Return input values of a test image, or else of the model's run folder; `ExportError` if there are none."""
     if test_image is not None:
         return _largest_stack(model, intake, test_image), None
     folder = model.source.parent
@@ -117,7 +117,7 @@ def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str 
     own = Intake.of(model)
     if own == intake:
         return example, held_out
-    # the zip is for another camera: what it would have written
+    # the zip is for another camera: the values that it would have recorded
     return intake.values_of(own.counts(example)), intake.values_of(own.counts(held_out))
 
 
@@ -153,17 +153,17 @@ def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Keep few photons of counts (c, [z,] y, x), close together: a test input that samples alike everywhere.
+    """Keep few photons of counts (c, [z,] y, x), close together: a test input with reproducible samples.
 
-    A sampler adds photons by the hundred. With each there is a chance of about 1e-6 that a rounding of another
-    processor, number of threads or engine adds another one, and from there on the samples differ: those of whole
-    images cannot be reproduced elsewhere. Those of some tens of photons can.
+    A sampler adds photons by the hundred. For each there is a chance of about 1e-6 that the rounding of another
+    processor, number of threads or engine moves it, and the samples differ from there on: those of whole images cannot
+    be reproduced elsewhere. Those of some tens of photons can.
 
-    Enough are kept that the rates which ``denoise`` makes of them are not so small that any output passes.
+    Enough photons are kept for ``denoise`` to return rates well above the absolute tolerance of tests.
     """
     size = counts.shape[1:]
     region = brightest_piece(counts, [min(*pair) for pair in zip(_REGION_PX[len(size)], size, strict=True)])
-    # off the middle, so that a mirrored output is a wrong one
+    # off centre, so that a mirrored output fails the test
     starts = [min(s // 4, s - r) for s, r in zip(size, region.shape[1:], strict=True)]
     place = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
     sparse, total = np.zeros_like(counts, dtype=np.int64), int(region.sum(dtype=np.int64))

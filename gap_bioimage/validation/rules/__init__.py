@@ -1,4 +1,4 @@
-"""Rules of the programs that read bioimage.io models, a module per program; here are the questions that several ask."""
+"""Rules of the programs that read bioimage.io models, one module per program; shared predicates are here."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ FORMAT_059 = "Write format_version 0.5.9."
 PLAIN_STRINGS = "Write file names as plain strings, as format 0.5.9 does."
 ADD_TORCHSCRIPT = "Add torchscript weights."
 
-# what bioimageio.core and torch bring with them
+# installed with bioimageio.core and torch
 ALWAYS_THERE = frozenset({"torch", "numpy", "bioimageio", "xarray", "typing_extensions", "pydantic", "scipy", "tqdm"})
-# steps of processing that Python alone can run, and the packages that these need
+# processing steps that only Python can run, and the package that each needs
 IN_PYTHON = {"custom": "", "stardist_postprocessing": "stardist", "cellpose_flow_dynamics": "cellpose"}
 ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 
 _NEWEST_READ = (0, 5, 10)
 _SHOWN = 3
-_TILE_SHARE = 0.9  # a tile of ilastik's that is hardly smaller than it could be costs nothing
+_TILE_SHARE = 0.9  # ilastik's tiles are efficient from this fraction of the target size on
 _MAX_SOURCE = 2_000_000
 
 
 def first(found: Iterable[str]) -> str | None:
-    """The first of several problems; None if there are none."""
+    """Return the first problem, or None."""
     return next(iter(found), None)
 
 
@@ -76,54 +76,54 @@ def channel_names(model: Model) -> str | None:
 
 
 def identifiers(model: Model) -> str | None:
-    """Names of channels that are identifiers, as Python has them."""
+    """Channel names that are Python identifiers."""
     axes = [axis.written for tensor in model.tensors for axis in tensor.axes]
     names = [str(name) for axis in axes for name in axis.get("channel_names") or []]
     return first(f"the channel name {name!r} is no identifier" for name in names if not is_identifier(name))
 
 
 def is_identifier(name: str) -> bool:
-    """Whether Python takes a name for one; formats before 0.5.11 want that of channels."""
+    """Whether a name is a Python identifier, as formats before 0.5.11 require of channel names."""
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def custom_processing(model: Model, ids: Collection[str] = ("custom",)) -> str | None:
-    """No processing by Python code of the package."""
+    """No processing by Python code from the package."""
     return first(f"a processing step has the id {step['id']}" for step in model.steps if step.get("id") in ids)
 
 
 def python_processing(model: Model) -> str | None:
-    """No processing by Python code of the package, nor by StarDist's or Cellpose's."""
+    """No processing by Python code from the package, StarDist or Cellpose."""
     return custom_processing(model, IN_PYTHON)
 
 
 def steps_of_04(model: Model) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments of all processing steps, as a description of format 0.4 writes them."""
+    """Return names and arguments of all processing steps, as written in a description of format 0.4."""
     written = [*model.mappings("inputs"), *model.mappings("outputs")]
     steps = [step for tensor in written for step in Tensor.of(tensor).steps]
     return [(str(step.get("name")), step.get("kwargs") or {}) for step in steps]
 
 
 def section(rdf: Mapping[str, Any], name: str) -> Any:
-    """What a description says in a section of its ``config``; None where it says nothing."""
+    """Return a section of a description's ``config``; None if there is none."""
     config = rdf.get("config")
     return config.get(name) if isinstance(config, dict) else None
 
 
 def tolerances(rdf: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
+    """Return the reproducibility tolerances that a description states for bioimageio.core's test."""
     said = section(rdf, "bioimageio")
     return mappings(said.get("reproducibility_tolerance")) if isinstance(said, dict) else []
 
 
 def tolerates(model: Model, name: str, most: float) -> str | None:
-    """What tolerance of the test is stated that is larger than it may be."""
+    """Return the problem with a stated test tolerance that exceeds a limit, or None."""
     stated = (float(entry.get(name) or 0) for entry in tolerances(model.rdf))
     return first(f"{name} is {value:g}, at most {most:g} is allowed" for value in stated if value > most)
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:
-    """What is given where no weights are in one of these formats."""
+    """Return the problem if no weights are in one of these formats, or None."""
     given = model.weights.keys()
     told = f"weights are given as {', '.join(given)} only" if given else "no weights are given"
     return None if set(formats) & given else told
@@ -158,7 +158,7 @@ def uneven_grid(model: Model) -> str | None:
 
 
 def imported(model: Model) -> set[str] | None:
-    """Packages that the architecture needs, but Python's own; None where its source is not there to be looked at."""
+    """Return the packages that the architecture imports, the standard library excluded; None without its source."""
     architecture = model.architecture
     if isinstance(named := architecture.get("import_from"), str):
         return {named.split(".")[0]}
@@ -167,23 +167,23 @@ def imported(model: Model) -> set[str] | None:
 
 
 def foreign_imports(model: Model, there: Collection[str]) -> str | None:
-    """Architecture code that imports only what is installed."""
+    """Architecture code that imports installed packages only."""
     foreign = sorted((imported(model) or set()) - set(there))
     return f"the architecture imports {one_sentence(', '.join(foreign[:_SHOWN]), 80)}" if foreign else None
 
 
 def own_dependencies(model: Model, there: Collection[str]) -> str | None:
-    """Where a state_dict is all there is: an architecture that imports only what is installed."""
+    """If there is only a state_dict: an architecture that imports installed packages only."""
     listed = imported(model) is None and model.weights["pytorch_state_dict"].get("dependencies")
     return "the weights have dependencies of their own" if listed else foreign_imports(model, there)
 
 
 def _imports(path: Path, network: str) -> set[str]:
-    """Packages that a file's network needs, but Python's own; files beside it count, since core copies it alone."""
+    """Return what a network imports from outside Python and this file, the only one that bioimageio.core copies."""
     called, n_called = {network, "forward"}, 0
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
-        while len(called) > n_called:  # until nothing that runs mentions another function
+        while len(called) > n_called:  # until the code that runs mentions no further function
             n_called, nodes = len(called), list(_running(tree, called))
             called |= {node.id for node in nodes if isinstance(node, ast.Name)}
             called |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -199,11 +199,11 @@ def _imports(path: Path, network: str) -> set[str]:
 
 
 def _running(tree: ast.AST, called: Collection[str]) -> Iterator[ast.AST]:
-    """What runs when a file is imported and these functions are called; not ``__main__``, and not for type checkers."""
+    """Yield what runs on import and in these functions, without ``__main__`` and ``TYPE_CHECKING`` blocks."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and re.search(r"__main__|\bTYPE_CHECKING\b", ast.unparse(node.test)):
             yield from (found for branch in node.orelse for found in (branch, *_running(branch, called)))
-        elif isinstance(node, ast.Try):  # what is imported there, the file knows to do without
+        elif isinstance(node, ast.Try):  # the file can do without imports that it tries
             yield from (found for found in _running(node, called) if not isinstance(found, ast.Import | ast.ImportFrom))
         elif not isinstance(node, ast.FunctionDef) or node.name in called or node.name.startswith("__"):
             yield node
@@ -211,14 +211,14 @@ def _running(tree: ast.AST, called: Collection[str]) -> Iterator[ast.AST]:
 
 
 def unportable(model: Model) -> str | None:
-    """TorchScript code that the oldest engine (libtorch 1.13) knows."""
+    """TorchScript code that the oldest engine (libtorch 1.13) supports."""
     problems = list(torchscript_code(model).unportable.values())
     more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more if problems else None
 
 
 def torchscript_code(model: Model) -> TorchScriptCode:
-    """The code of the packaged TorchScript weights; `NotApplicable` if there are none, or they cannot be read."""
+    """Return the code of the packaged TorchScript weights; `NotApplicable` if there are none or they are unreadable."""
     path = model.file_of(model.weights.get("torchscript"))
     if path is None:
         raise NotApplicable("no torchscript weights in the package")
@@ -228,4 +228,4 @@ def torchscript_code(model: Model) -> TorchScriptCode:
         raise NotApplicable(str(error)) from error
 
 
-_read_once = functools.lru_cache(maxsize=1)(lambda path, _changed: read_code(path))  # for all rules that ask about it
+_read_once = functools.lru_cache(maxsize=1)(lambda path, _changed: read_code(path))  # several rules read it

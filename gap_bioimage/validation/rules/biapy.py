@@ -1,4 +1,4 @@
-"""BiaPy, which judges a model by its description alone before it builds the network."""
+"""BiaPy, which accepts a model by its description alone, before it builds the network."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _TAGS = (
     "image-restoration",
 )
 _CLASSES = ("n_classes", "out_channels", "output_channels", "classes")
-# networks of its own, which BiaPy takes to have one class where nothing is said
+# BiaPy's own networks, which it assumes to have one class by default
 _NETWORKS = (
     "unet resunet resunet++ seunet attention_unet resunet_se unetr multiresunet unext_v1 unext_v2 hrnet".split()
 )
@@ -53,7 +53,7 @@ rule("biapy.fixed_shape", BLOCKS, _CHECK, weights=(_NEEDS,), versions="0.4",
 @rule("biapy.kwargs", BLOCKS, _CHECK, weights=(_NEEDS,), breaks="BiaPy refuses the model",
       fix="Write kwargs of the architecture, {} where it has none; processing belongs into the description.")
 def kwargs(model: Model) -> str | None:
-    """Keyword arguments of the architecture, which may be empty, without a postprocessing of their own."""
+    """Keyword arguments of the architecture, possibly empty, that name no postprocessing."""
     given = _kwargs(model)
     if given is None:
         return "the architecture's kwargs are missing"
@@ -69,7 +69,7 @@ def _kwargs(model: Model) -> Any:
 @rule("biapy.classes", BLOCKS, _CHECK, weights=(_NEEDS,), breaks="BiaPy cannot tell how many classes it segments",
       fix="Write out_channels into the architecture's kwargs, as a number; for BiaPy's own networks as a list.")
 def classes(model: Model) -> str | None:
-    """The number of output channels in the kwargs of a network that segments."""
+    """The number of output channels in the kwargs of a segmentation network."""
     tags, given, is_own = set(model.texts("tags")), _kwargs(model) or {}, False
     names: tuple[str, ...] = _CLASSES
     if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
@@ -93,8 +93,8 @@ def classes(model: Model) -> str | None:
 @rule("biapy.preprocessing", BLOCKS, _CHECK, breaks="BiaPy refuses the model",
       fix="Keep one step, with both percentiles if it is scale_range, and compute the rest inside the network.")
 def preprocessing(model: Model) -> str | None:
-    """At most one step of preprocessing besides ensure_dtype to a float, out of four that BiaPy knows."""
-    key = "id" if model.version_numbers > (0, 5, 0) else "name"  # in 0.5.0 itself BiaPy so finds none
+    """At most one preprocessing step besides ensure_dtype to a float, out of four that BiaPy supports."""
+    key = "id" if model.version_numbers > (0, 5, 0) else "name"  # BiaPy therefore finds none in 0.5.0
     steps = [step for tensor in model.mappings("inputs")[:1] for step in mappings(tensor.get("preprocessing"))]
     given = [(str(step[key]), step.get("kwargs") or {}) for step in steps if key in step]
     given = [pair for pair in given if pair[0] != "ensure_dtype" or "float" not in str(pair[1].get("dtype", "float"))]

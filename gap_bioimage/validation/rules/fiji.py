@@ -21,11 +21,11 @@ _OPERATIONS = {
     "fixed_zero_mean_unit_variance", "ensure_dtype",
 }
 _FIXED = "fixed_zero_mean_unit_variance"
-# values along an axis: of several gains JDLL takes the first for all; it has no thresholds of each channel; and of the
-# two ways to normalise by fixed numbers that of format 0.5 looks beyond its arrays
+# number of values along an axis that JDLL cannot handle: it applies the first of several gains to all channels, has no
+# threshold per channel, and reads beyond its arrays in the fixed normalisation of format 0.5
 _TOO_MANY = {"scale_linear": 2, "binarize": 1, _FIXED: 1}
 _NUMBERS = "float32 float64 int8 uint8 int16 uint16 int32 uint32 int64".split()
-_PYTHON_HAS = rules.ALWAYS_THERE | {  # what JDLL 0.6.4-SNAPSHOT installs, DLModelPytorchProtected
+_PYTHON_HAS = rules.ALWAYS_THERE | {  # installed by JDLL 0.6.4-SNAPSHOT, DLModelPytorchProtected
     "torchvision", "biapy", "careamics", "cellpose", "stardist", "timm", "torchmetrics", "pytorch_msssim", "einops",
     "skimage", "pandas", "torchinfo",
 }
@@ -115,7 +115,7 @@ rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatte
       breaks="Fiji's Python environment then gives other values, as the zoo's tests show; it is not known why",
       fix="Add torchscript weights, which Fiji runs by itself.")
 def state_dict_values(model: Model) -> str | None:
-    """Where a state_dict is all there is: cubic images of one size."""
+    """If there is only a state_dict: cubic images of a fixed size."""
     sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
     is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
     return None if is_cube else f"the weights are a state_dict alone, for {len(sizes)}D images that are no cubes"
@@ -125,7 +125,7 @@ def state_dict_values(model: Model) -> str | None:
       breaks="JDLL reads these arrays while it reads such a description, and throws without them (3 of 3 reports)",
       fix="Keep the test tensors in the package.")
 def stardist(model: Model) -> str | None:
-    """The test tensors of a StarDist model beside its description."""
+    """The test tensors of a StarDist model, in its package."""
     if "stardist" not in str(model.rdf.get("name")).lower() or rules.section(model.rdf, "stardist") is None:
         raise NotApplicable("it is no StarDist model")
     if not model.with_files:
@@ -138,7 +138,7 @@ def stardist(model: Model) -> str | None:
       breaks="JDLL picks an engine of that major version, and has 1.5 to 2.0",
       fix="State the pytorch_version that the weights were saved with, 1.5 to 2.x; without one 1.13.1 is taken.")
 def pytorch_version(model: Model) -> str | None:
-    """A pytorch_version 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
+    """A pytorch_version of 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
     written = model.weights["torchscript"].get("pytorch_version")
     parts = re.match(r"(\d{1,6})(?:\.(\d{1,6}))?", str(written))
     if written in (None, 1.1) or (parts and (1, 5) <= (int(parts[1]), int(parts[2] or 99)) < (3, 0)):
@@ -148,7 +148,7 @@ def pytorch_version(model: Model) -> str | None:
 
 @rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="deepImageJ takes one image", fix=rules.ONE_INPUT)
 def single_io(model: Model) -> str | Outcome | None:
-    """One input; several outputs open as images of their own."""
+    """One input; several outputs open as separate images."""
     if (found := rules.single_input(model)) is None and len(model.outputs) > 1:
         return Outcome("warning", f"{len(model.outputs)} outputs open as so many images", rules.ONE_OF_EACH)
     return found
@@ -157,7 +157,7 @@ def single_io(model: Model) -> str | Outcome | None:
 @rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="JDLL throws while it reads them",
       fix="Store test tensors as .npy files of numbers that Java has, e.g. uint8 instead of bool.")
 def test_tensors(model: Model) -> str | None:
-    """Test tensors in .npy files, of numbers that JDLL reads: no bool, float16 or uint64."""
+    """Test tensors in .npy files, of a dtype that JDLL reads: not bool, float16 or uint64."""
     for tensor in model.tensors:
         test = tensor.written.get("test_tensor")
         source = str(test.get("source")) if isinstance(test, dict) else str(test or "")
@@ -171,7 +171,7 @@ def test_tensors(model: Model) -> str | None:
 
 
 def _choices(model: Model) -> list[tuple[str, str, int, int, float]]:
-    """Input, axis, min, step and halo of every size that is a choice."""
+    """Return input, axis, min, step and halo of every parameterized size."""
     every = [(tensor.id, axis.id, axis.min_step) for tensor in model.inputs for axis in tensor.axes]
     return [(name, axis, *size, model.halo_of_input.get((name, axis), 0.0)) for name, axis, size in every if size]
 
@@ -195,7 +195,7 @@ rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in s
 @rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
       fix="Compute them inside the network's graph; give clip both a min and a max, and others single numbers.")
 def processing_ops(model: Model) -> str | None:
-    """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
+    """Only processing steps of JDLL: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
     strange = []
     for step in model.steps:
         name, kwargs = str(step.get("id")), step.get("kwargs") or {}
@@ -213,7 +213,7 @@ def processing_ops(model: Model) -> str | None:
 @rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
       fix="Remove config.deepimagej, or set allow_tiling: true.")
 def keeps_from_tiling(model: Model) -> str | None:
-    """No config.deepimagej, or one that allows tiles."""
+    """No config.deepimagej, or one that allows tiling."""
     section = rules.section(model.rdf, "deepimagej")
     allows = section is None or (isinstance(section, dict) and section.get("allow_tiling") is True)
     return None if allows else "config.deepimagej is there without allow_tiling: true"
@@ -222,7 +222,7 @@ def keeps_from_tiling(model: Model) -> str | None:
 @rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="it fails on other devices",
       fix="Create tensors on the input's device, script instead of tracing, and save from the CPU.")
 def devices(model: Model) -> str | None:
-    """TorchScript weights that live on no particular device."""
+    """TorchScript weights that are not bound to a device."""
     code = rules.torchscript_code(model)
     if code.devices:
         return f"the TorchScript code names the devices {', '.join(code.devices)}"
@@ -232,7 +232,7 @@ def devices(model: Model) -> str | None:
 @rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="JDLL looks for a smaller tile for ever",
       fix="Offer a fixed-size zip, or lower min.")
 def tile_voxels(model: Model) -> str | None:
-    """A smallest tile of at most 50 million voxels, where sizes are a choice."""
+    """A smallest tile of at most 50 million voxels, if sizes are parameterized."""
     chosen = [tensor for tensor in model.inputs if any(axis.min_step for axis in tensor.axes)]
     voxels = max((math.prod(axis.smallest for axis in tensor.axes) for tensor in chosen), default=0)
     told = f"the smallest tile has {voxels / 1e6:.0f} million voxels, 50 million at most work"
@@ -242,7 +242,7 @@ def tile_voxels(model: Model) -> str | None:
 @rule("fiji.onnx", BLOCKS, _ENGINES, weights=("onnx",), breaks="Fiji's ONNX engine cannot load it",
       fix="Export with the legacy exporter: opset 18, IR version 8, one file; or keep torchscript next to it.")
 def onnx(model: Model) -> str | Outcome | None:
-    """ONNX weights of opset 18 and IR version 8 at most, in one file; advice where Fiji can take other weights."""
+    """ONNX weights of at most opset 18 and IR version 8, in one file; a warning if Fiji can run other weights."""
     found, others = _onnx_problem(model), sorted(set(_READS) & set(model.weights) - {"onnx"})
     return Outcome("warning", f"{found}, so that Fiji takes {', '.join(others)}") if found and others else found
 
@@ -258,7 +258,7 @@ def _onnx_problem(model: Model) -> str | None:
     if path is None:
         raise NotApplicable("the ONNX weights are not in the package")
     with path.open("rb") as file:
-        head = file.read(2)  # a model starts with field 1, its IR version: a small number, so one byte
+        head = file.read(2)  # a model starts with field 1, its IR version, a number of one byte
     if len(head) == 2 and head[0] == 8 and head[1] > _MAX_IR:
         return f"the ONNX IR version is {head[1]}, {_MAX_IR} at most"
     return None

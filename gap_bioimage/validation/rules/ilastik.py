@@ -1,4 +1,4 @@
-"""ilastik, whose server tiktorch runs bioimageio.core on torch."""
+"""ilastik, whose server, tiktorch, runs models with bioimageio.core and torch."""
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
@@ -7,7 +7,7 @@ from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
 _READS = ("torchscript", "pytorch_state_dict")
-# what bioimageio.core does not run in format 0.4, and what its conversion to 0.5 loses
+# arguments of format 0.4 that bioimageio.core cannot run, or that its conversion to 0.5 loses
 _LOST = {"scale_linear": "axes", "scale_range": "reference_tensor"}
 _THERE = rules.ALWAYS_THERE | {"torchvision", "skimage"}
 consumer("ilastik", "ilastik",
@@ -58,7 +58,7 @@ def conversion(model: Model) -> str | None:
 @rule("ilastik.newer_fields", BLOCKS, TIKTORCH, breaks="ilastik's bioimageio.core 0.10.2 refuses it",
       fix="Leave strict out, and state at most 1000 mismatched elements per million.")
 def newer_fields(model: Model) -> str | None:
-    """No fields, or values of them, that came after format 0.5.9."""
+    """No fields or values that were added after format 0.5.9."""
     if "strict" in model.weights.get("pytorch_state_dict", {}):
         return "weights.pytorch_state_dict.strict is given"
     return rules.tolerates(model, "mismatched_elements_per_million", 1000)

@@ -1,6 +1,6 @@
-"""The bioimage.io zoo, and what it runs models with: bioimageio.core, the Python library, and BioEngine, its server.
+"""The bioimage.io zoo, and the programs that run its models: bioimageio.core, the library, and BioEngine, the server.
 
-Nothing of the zoo's own refuses a model: the collection's checks take what bioimageio.spec takes.
+The zoo itself refuses no model: the checks of the collection accept whatever bioimageio.spec accepts.
 """
 
 import filecmp
@@ -52,7 +52,7 @@ rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
 @rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
       fix="Store it with the declared data type (array.astype), or declare the data type that it has.")
 def dtypes(model: Model) -> str | None:
-    """Test tensors stored with the data type that is declared."""
+    """Test tensors stored with the declared data type."""
     for tensor in model.tensors:
         array = model.test_array(tensor)
         if array is not None and tensor.data_type and array.dtype.name != tensor.data_type:
@@ -82,13 +82,13 @@ rule("core.dependencies", DEGRADES, _CORE, weights=("pytorch_state_dict",),
 @rule("core.tensorflow", DEGRADES, rules.ZOO_REPORTS, fix="Add onnx weights.",
       breaks="some versions of TensorFlow and Keras run it and others refuse it")
 def tensorflow(model: Model) -> str | None:
-    """Weights that more than TensorFlow reads."""
+    """Weights that do not need TensorFlow."""
     alone = model.weights and {*_TENSORFLOW}.issuperset(model.weights)
     return _by_running(model, f"the weights are {', '.join(model.weights)} only" if alone else None)
 
 
 def _by_running(model: Model, found: str | None) -> str | None:
-    """What was found, which leaves the verdict open where there is nothing to run."""
+    """Return the problem; raise `NotApplicable` if there are no files to run, since only a run can confirm it."""
     if found and not model.with_files:
         raise NotApplicable(f"{found}: only a run can tell whether it works", "Validate the whole model.")
     return found
@@ -166,7 +166,7 @@ def documentation(model: Model) -> str | None:
 @rule("zoo.cover", STYLE, _GUIDE, breaks="the zoo draws one of the test images, or shows a part of it",
       fix="Add one of 2:1 or 1:1, below 500 kB.")
 def cover(model: Model) -> str | None:
-    """A cover of 2:1 or 1:1, below 500 kB."""
+    """A cover with an aspect ratio of 2:1 or 1:1, below 500 kB."""
     from PIL import Image
 
     covers = model.rdf.get("covers")
@@ -188,7 +188,7 @@ def cover(model: Model) -> str | None:
 
 
 def has_good_aspect(size: tuple[int, int]) -> bool:
-    """Whether a cover has a shape that the zoo shows whole."""
+    """Whether the zoo shows a cover of this size uncropped."""
     return any(abs(size[0] / size[1] / aspect - 1) <= _ASPECT_TOLERANCE for aspect in ASPECTS)
 
 
@@ -202,7 +202,7 @@ rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Te
 @rule("zoo.sample_tensor", DEGRADES, rules.ZOO_TEST, repair="sample_tensors",
       breaks="the zoo's deepImageJ check compares the wrong images", fix="Leave sample_tensor out.")
 def sample_tensor(model: Model) -> str | None:
-    """No sample tensors other than the test tensors."""
+    """No sample_tensor that differs from its test_tensor."""
     for tensor in model.tensors:
         if (sample := tensor.written.get("sample_tensor")) is not None:
             files = model.file_of(sample), model.file_of(tensor.written.get("test_tensor"))
@@ -228,7 +228,7 @@ def test_of_step(model: Model) -> str | None:
 @rule("zoo.few_files", STYLE, _GUIDE, breaks="the zoo recommends 5 to 9 files, side by side",
       fix="Leave out what the model does not need, and put the rest side by side.")
 def few_files(model: Model) -> str | None:
-    """At most 20 files, none of them in folders."""
+    """At most 20 files, none of them in a subfolder."""
     names = model.need_files().names
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:

@@ -1,4 +1,4 @@
-"""What users expect of a model besides its test output: other images, sizes, number types, batches and devices."""
+"""Checks beyond the test output: other images, sizes, dtypes, batches and devices."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ _SAME = 1e-4
 _DEVICES = 1e-3
 _COST_VOXELS = 2**18
 _DTYPES = ("uint16", "int32", "float64")
-_GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")  # engines older than torch 2.3 make int32 of uint16
+_GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")  # engines older than torch 2.3 convert uint16 to int32
 _TO_FLOAT = {"scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance", "fixed_zero_mean_unit_variance"}
 _GUARD = "Guard divisions and logarithms in the model with a small constant."
 _DESCRIBE = "Describe every tensor that the model returns, in its order, and no other."
@@ -30,14 +30,14 @@ _NO_TENSORS = "the outputs cannot be compared, see run.output_kind"
 @run_check("run.output_kind", Severity.BLOCKS, weights=("torchscript",), breaks="programs find no image in its result",
            fix="Return a tensor, or a tuple of tensors in the order of the outputs.")  # fmt: skip
 def output_kind(runner: Runner) -> Outcome:
-    """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
+    """The TorchScript returns a tensor, or a tuple or list of tensors, one per described output, never a dict."""
     try:
         outputs, wanted = runner.script.as_saved, len(runner.descr.outputs)
     except ModelError:
         raise NotApplicable(reference.DOES_NOT_RUN) from None
     if isinstance(outputs, str):
         return Outcome("failed", f"the model returns a {outputs}, which no program reads")
-    if len(outputs) != wanted:  # bioimageio.core leaves out what is too much
+    if len(outputs) != wanted:  # bioimageio.core ignores surplus tensors
         text = f"the model returns {len(outputs)} tensors, {wanted} are described"
         return Outcome("warning" if len(outputs) > wanted else "failed", text, _DESCRIBE)
     return Outcome("passed", f"as many tensors are returned as described: {len(outputs)}")
@@ -47,7 +47,7 @@ def output_kind(runner: Runner) -> Outcome:
            fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
            weights=("torchscript",), compares=True)  # fmt: skip
 def as_loaded(runner: Runner) -> Outcome:
-    """The TorchScript gives the same in the state in which it was saved: Fiji's engine does not switch it to eval."""
+    """The TorchScript computes the same as saved as in evaluation mode: Fiji's engine does not call eval()."""
     expected, got = runner.run(runner.small_inputs, postprocess=False), runner.script.as_saved
     if isinstance(got, str):
         raise NotApplicable(_NO_TENSORS)
@@ -68,11 +68,11 @@ def as_loaded(runner: Runner) -> Outcome:
 @run_check("run.deterministic", Severity.DEGRADES, breaks="nobody gets the same image twice", compares=True,
            fix="Take random numbers from a hash of the pixel's place, not from torch's global generator.")  # fmt: skip
 def deterministic(runner: Runner) -> Outcome:
-    """The same input gives the same output again and again, whatever torch's random state."""
+    """The same input always gives the same output, whatever torch's random state."""
     import torch
 
     worst = 0.0
-    for run in (1, 2):  # engines optimise a graph while it runs for the second time
+    for run in (1, 2):  # engines optimise a graph in its second run
         torch.manual_seed(SHARED_SEED + run)
         worst = max(worst, reference.worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
     text = f"three runs differ by {worst:.1e} of the scale" if worst else "three runs give identical outputs"
@@ -83,7 +83,7 @@ def deterministic(runner: Runner) -> Outcome:
            fix="Compute statistics per image, never over the batch axis; steps of processing name their axes for that, "
                "such as axes: [channel, y, x].", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
-    """An image's output does not depend on the images that share its batch."""
+    """The output for an image does not depend on other images in its batch."""
     batches = [[axis for axis in t.axes if getattr(axis, "type", "") == "batch"] for t in runner.descr.inputs]
     if not all(axes and axes[0].size is None for axes in batches):
         raise NotApplicable("the batch size is fixed")
@@ -93,7 +93,7 @@ def batch(runner: Runner) -> Outcome:
         return {name: arrays[name].take([0], place) for name, place in places.items()}
 
     alone, together = first(runner.small_inputs), Arrays()
-    for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
+    for name, array in alone.items():  # beside a brighter mirror image and an empty one, all batch statistics change
         flipped = np.flip(array, runner.axes(name).index("x")) if "x" in runner.axes(name) else array
         mates = [array, 2 * flipped, np.zeros_like(array)]
         together[name] = np.concatenate(mates, runner.axes(name).index("batch")).astype(array.dtype)
@@ -112,7 +112,7 @@ def batch(runner: Runner) -> Outcome:
            fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().", once=True,
            compares=True)  # fmt: skip
 def dtypes(runner: Runner) -> Outcome:
-    """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
+    """Images of other dtypes give the same results as float32, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
     wanted = _DTYPES[: 1 if runner.is_stochastic else None]
     if problem := _other_types(lambda arrays: list(runner.run(arrays).values()), counts, wanted):
@@ -125,7 +125,7 @@ def dtypes(runner: Runner) -> Outcome:
            fix="Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
            weights=("torchscript",), compares=True)  # fmt: skip
 def graph_dtypes(runner: Runner) -> Outcome:
-    """The TorchScript itself takes images of other number types: nothing converts them where no step is declared."""
+    """The TorchScript itself accepts images of other dtypes: without a declared step nothing converts them."""
     tensors = runner.rdf.get("inputs") or []
     if tensors and all(map(_makes_float, tensors)):
         raise NotApplicable("the declared preprocessing makes float32 of every image")
@@ -140,7 +140,7 @@ def graph_dtypes(runner: Runner) -> Outcome:
 
 
 def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
-    """What differs from float32, or is refused, first; empty where nothing is."""
+    """Describe the first dtype that is refused or differs from float32; empty if there is none."""
     expected = run({name: array.astype(np.float32) for name, array in counts.items()})
     for dtype in dtypes:
         try:
@@ -154,13 +154,13 @@ def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[
 
 
 def _makes_float(tensor: Any) -> bool:
-    """Whether a step that the author wrote turns an input of any type into float32, in every program."""
+    """Whether a declared preprocessing step converts inputs of any dtype to float32, in every program."""
     steps = [(step.get("id", step.get("name")), step.get("kwargs") or {}) for step in tensor.get("preprocessing") or []]
     return any(name in _TO_FLOAT or (name, k.get("dtype")) == ("ensure_dtype", "float32") for name, k in steps)
 
 
 def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Whole numbers within 0 to 1000 that every number type holds: the values themselves where they are such."""
+    """Round to whole numbers from 0 to 1000; values outside, or all below 2, are first rescaled to that range."""
     values = np.nan_to_num(array.astype(np.float64))
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if low < 0 or high > 1000 or high < 2:
@@ -188,7 +188,7 @@ def _finite(runner: Runner, n_photons: int, what: str) -> Outcome:
            fix="See that no device is written into the model: create tensors on the input's device.", once=True,
            compares=True, order=1)  # fmt: skip
 def cuda(runner: Runner) -> Outcome:
-    """A GPU gives what the CPU gives."""
+    """A GPU gives the same results as the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -213,7 +213,7 @@ def other_device(runner: Runner, device: str) -> Outcome:
 @run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
            fix="Make the network smaller, or declare smaller tiles.", once=True, order=1)  # fmt: skip
 def cost(runner: Runner) -> Outcome:
-    """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
+    """Time and memory per megapixel (or megavoxel) of input."""
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
         larger = (runner.sizes(2**k)[0] for k in reversed(range(10)))
@@ -221,7 +221,7 @@ def cost(runner: Runner) -> Outcome:
             inputs = runner.inputs_of(fitting)
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
-    with contextlib.suppress(OSError):  # Linux alone can forget the peak, and tell it
+    with contextlib.suppress(OSError):  # only Linux can reset the peak memory and report it
         Path("/proc/self/clear_refs").write_text("5")
     before, start = psutil.Process().memory_info().rss, time.monotonic()
     runner.run(inputs, preprocessed=True)
@@ -251,7 +251,7 @@ def sizes(runner: Runner) -> Outcome:
             return Outcome("failed", f"input size {shape} raised {error}")
         for name, axis, size in ((name, *pair) for name, axes in promised.items() for pair in axes.items()):
             got = produced[name].shape[runner.axes(name).index(axis)]
-            # a size that depends on the data has bounds
+            # a data-dependent size has bounds
             least, most = (size, size) if isinstance(size, int) else (size.min, size.max)
             if got < least or (most is not None and got > most):
                 return Outcome("failed", f"input size {shape} gives {name!r} {got} along {axis}, declared is {size}")
@@ -262,7 +262,7 @@ def sizes(runner: Runner) -> Outcome:
 
 
 def _size_parameters(runner: Runner) -> list[dict[Axis, int]]:
-    """Size parameters n: none, one along each axis alone, two along all (equal ones are bioimageio.core's test)."""
+    """Return size parameters n: 0, then 1 along one axis at a time, then 2 (bioimageio.core's test uses equal ones)."""
     axes = dict.fromkeys(axis for _, axis in runner.steps)
     alone = [{key: int(key[1] == longer) for key in runner.steps} for longer in axes]
     every = [dict.fromkeys(runner.steps, 0), *alone, dict.fromkeys(runner.steps, 2)]

@@ -1,4 +1,4 @@
-"""What tiles change: one profile of the difference against the distance from a cut answers seams and halos."""
+"""Seams between tiles, and halos that avoid them, from the difference as a function of the distance from a cut."""
 
 import contextlib
 import math
@@ -13,11 +13,11 @@ from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
-_FAR_PX = 64  # halos are looked for as far, where tiles are smaller
+_FAR_PX = 64  # least distance up to which a sufficient halo is searched
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
 
-Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the last: pixels of the input that are one of the output
+Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the number: input pixels per output pixel
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
@@ -31,13 +31,13 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     first, step = next(iter(keys.items()))
     smallest = runner.sizes(0)[0][first[0]][axis]
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
-    # whole tiles away, so that both begin where the network pools
+    # a margin of whole tiles, so that both images start on the pooling grid
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
     others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
     small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
     if voxels(large) > MAX_VOXELS:
         raise NotApplicable("an image of three tiles is too large to be run here")
-    # of every input that grows along the axis: sizes may also follow another input's
+    # for every input that grows along the axis: its size may also follow that of another input
     grown = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
     margins = {name: growth // 2 for (name, of), growth in grown.items() if growth and of == axis}
     if any(growth and of != axis for (_, of), growth in grown.items()):
@@ -48,7 +48,7 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
 
     image = runner.inputs_of(large)
     for name, margin in margins.items():
-        # Far outside the whole is dark: what takes statistics of all pixels differs then at every distance.
+        # The far margin is dark, so that networks with statistics of all pixels differ at every distance.
         part(name, image[name], slice(-(margin // 2), None))[...] = image[name].min(initial=0)
     # Preprocessing may take statistics of the image: apply it once, so that only the cut differs.
     image = runner.preprocess(image)
@@ -68,7 +68,7 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
 @run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles", once=True, compares=True,
            fix="Enlarge the halo, or keep whole-image statistics out of the network.")  # fmt: skip
 def tiled(runner: Runner) -> Outcome:
-    """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at."""
+    """Tiles predict the same as the whole image: the declared halo covers the receptive field."""
     if not runner.steps:
         raise NotApplicable("the input size is fixed, so no image can be predicted as a whole")
     if runner.postprocesses_whole_images:
@@ -83,7 +83,7 @@ def tiled(runner: Runner) -> Outcome:
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
-    if _needed(cuts) is None:  # look farther, where such an image can be run here
+    if _needed(cuts) is None:  # search farther, if so large an image can be run here
         with contextlib.suppress(NotApplicable):
             cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
     none = "" if any(runner.halo.values()) else "; no halo is declared"
@@ -98,7 +98,7 @@ def tiled(runner: Runner) -> Outcome:
 
 
 def _seam(runner: Runner, cuts: Cuts) -> float:
-    """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
+    """Return the relative RMS of the worst output in the smallest tiles; squares add up over the axes."""
     outputs, squares = runner.sizes(0)[1], dict[str, float]()
     for (name, axis), (profile, *_) in cuts.items():
         size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
@@ -108,7 +108,7 @@ def _seam(runner: Runner, cuts: Cuts) -> float:
 
 
 def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
-    """The halo along each axis that would do for all outputs, as far as the cuts reach, and the min that holds it."""
+    """Return a sufficient halo per axis and the min that holds it; None if the cuts do not reach that far."""
     halos, least = dict[str, int](), dict[str, int]()
     for (name, axis), (profile, _, input_px) in cuts.items():
         halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))

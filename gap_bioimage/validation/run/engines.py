@@ -1,4 +1,4 @@
-"""Other interpreters with other versions of torch and bioimageio.core, as the consumers have them."""
+"""Runs in other interpreters, with the versions of torch and bioimageio.core that consumers use."""
 
 import contextlib
 import functools
@@ -17,8 +17,8 @@ from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Seve
 from gap_bioimage.validation.run.reference import ZOO_DEEPIMAGEJ, mismatched_ppm
 from gap_bioimage.validation.run.runner import Arrays, Runner
 
-_REPEATS = 3  # engines observe a graph when it runs first, and compile it for the second run
-_SLOW = 10.0  # so many times longer than the first run, and so many seconds, a later one is too slow
+_REPEATS = 3  # engines profile a graph in its first run, and compile it for the second
+_SLOW = 10.0  # a later run is too slow if it takes both so many seconds and so many times the first run
 _COMPILES = "Keep long loops of small steps from being fused: count them with while, not with for."
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 _PROBE_S = 120
@@ -37,10 +37,10 @@ OTHER_VERSIONS = registry.declare(
 
 
 def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
-    """Absolute paths of interpreters; `ConfigError` unless each of them runs and has torch."""
+    """Return absolute paths of interpreters; raise `ConfigError` unless each of them runs and has torch."""
     found = []
     for python in engines:
-        # links stay as they are: a virtual environment is known by the place of its interpreter
+        # links are not resolved: Python finds a virtual environment by the path of its interpreter
         path = os.path.abspath(python) if os.path.dirname(python) else shutil.which(python) or python
         try:
             has_torch = _versions(path).get("torch")
@@ -57,7 +57,7 @@ def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_device(device: str) -> None:
-    """Raise `ConfigError` if a device is not there, or torch does not know such devices."""
+    """Raise `ConfigError` if torch cannot use a device."""
     if device == "cpu":  # torch takes seconds to import
         return
     import torch
@@ -69,7 +69,7 @@ def check_device(device: str) -> None:
 
 
 def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Outcome:
-    """Whether the TorchScript gives in other versions of torch what the zoo's deepImageJ check would let pass."""
+    """Compare the TorchScript's results in other versions of torch, as strictly as the zoo's deepImageJ check."""
     expected = runner.run(runner.test_inputs, postprocess=False)
     names = {python: f"torch {_versions(python)['torch']}" for python in engines}
     return registry.merge_outcomes(
@@ -87,7 +87,7 @@ def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -
         if why := answer.get("error"):
             return Outcome("failed", one_sentence(why, 240), _COMPILES if "did not" in why else "")
         got = [tensor.numpy() for tensor in torch.load(Path(folder, "outputs.pt"), weights_only=True)]
-    pairs = list(zip(expected.items(), got, strict=False))  # ours are those that are described
+    pairs = list(zip(expected.items(), got, strict=False))  # an engine may return more outputs than are described
     worst = max(mismatched_ppm(made, array, *ZOO_DEEPIMAGEJ) for (_, array), made in pairs)
     text = f"{worst:.0f} ppm of the outputs differ from ours by more than 1.5e-4 + 1e-4 of the value"
     took = answer["took"]
@@ -100,7 +100,7 @@ def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -
 
 
 def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str], seconds: float) -> Outcome:
-    """Whether other versions of bioimageio.core, where the interpreters have one, pass their own test."""
+    """Run the test of bioimageio.core in each interpreter that has it."""
     outcomes = []
     for python in engines:
         if (version := _versions(python).get("core")) is None:
@@ -116,7 +116,7 @@ def other_cores(rdf: Path, weights_formats: Sequence[str], engines: Sequence[str
 
 @functools.cache
 def _versions(python: str) -> dict[str, Any]:
-    """Which torch and bioimageio.core an interpreter has; asking takes seconds."""
+    """Return the versions of torch and bioimageio.core in an interpreter, which takes seconds."""
     answer = _ask(python, "versions", timeout=_PROBE_S)
     if "torch" not in answer:
         raise RuntimeError(answer.get("error") or "it did not answer")
@@ -124,7 +124,7 @@ def _versions(python: str) -> dict[str, Any]:
 
 
 def _ask(python: str, *arguments: str, timeout: float) -> dict[str, Any]:
-    """Run the script in another interpreter, isolated from the paths of this one; its answer, or an ``error``."""
+    """Run the script in another interpreter, isolated from our paths; return its answer, or an ``error``."""
     command = [python, "-I", str(_SCRIPT), *arguments]
     try:
         done = subprocess.run(  # noqa: S603  (the user names the interpreter)

@@ -1,6 +1,6 @@
-"""Whether test outputs come out, for bioimageio.core and for us: numbers on their own scale, and pictures.
+"""Comparison with the test outputs, by bioimageio.core and on their own scale, with pictures of the difference.
 
-That they are finite numbers, ``archive.tensors`` has seen before anything is run.
+``archive.tensors`` has checked before any run that the test tensors are finite.
 """
 
 import re
@@ -24,7 +24,7 @@ from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, of_th
 _MAX_SHOWN_PX = 1024
 _CORE_TOLERANCE = {"relative_tolerance": 1e-3, "absolute_tolerance": 1e-3, "mismatched_elements_per_million": 100.0}
 SAME = 1e-3
-"""How far outputs may be off, as relative RMS."""
+"""Largest acceptable difference of outputs, as relative RMS."""
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
 _UPDATE = "Update the description to format 0.5 (`gap-bioimage repair` does this), or leave axes out of scale_linear."
 _GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
@@ -48,13 +48,13 @@ AGREEMENT = registry.declare(
 
 
 ZOO_DEEPIMAGEJ = 1e-4, 1.5e-4
-"""What the zoo's deepImageJ check allows every pixel: rtol and atol of `mismatched_ppm`."""
+"""Tolerance of the zoo's deepImageJ check at every pixel: rtol and atol of `mismatched_ppm`."""
 
 
 def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """RMS difference over the standard deviation of the expected values, so that a large offset hides no structure.
+    """RMS difference over the standard deviation of the expected values: a large offset hides no structure.
 
-    A constant is measured against its magnitude. Infinite for other shapes and what is not finite.
+    For constants the divisor is their magnitude. Infinite for other shapes and for values that are not finite.
     """
     if actual.shape != expected.shape:
         return float("inf")
@@ -74,8 +74,8 @@ def worst_rms(actual: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray
 def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], rtol: float, atol: float) -> float:
     """Elements per million that differ by more than ``atol + rtol |expected|``.
 
-    As bioimageio.core counts them, except that a number never agrees with what is not finite: its own comparison lets
-    NaN pass for any value. Other shapes differ in every element.
+    The count is that of bioimageio.core, except that finite and non-finite values never match: its own comparison
+    accepts NaN for any value. Arrays of other shapes differ in every element.
     """
     if actual.shape != expected.shape:
         return 1e6
@@ -84,7 +84,7 @@ def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], rtol: float, at
 
 
 def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """How many values of which arrays are NaN or infinite, in words; empty if none is."""
+    """Describe how many values of which arrays are NaN or infinite; empty if there are none."""
     floats = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.inexact)}
     found = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in floats.items()}
     parts = [f"{n} of {arrays[name].size} values of {name!r}" for name, n in found.items() if n]
@@ -92,10 +92,10 @@ def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
-    """bioimageio.core's test of one weights format; only its status ``passed`` counts.
+    """Run bioimageio.core's test on one weights format; only its status ``passed`` counts.
 
-    A failed inference gives the status ``valid-format``, which reads as if all were well. Its comparison lets values
-    pass that are not finite, so that these fail here.
+    A failed inference has the misleading status ``valid-format``. The test accepts outputs that are not finite; they
+    fail here.
     """
     import torch
     from bioimageio.core import test_description
@@ -107,10 +107,10 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
                 summary = test_description(
                     descr, weight_format=cast("Any", weights_format), devices=[device], expected_type=None,
                     determinism="full",  # as the zoo tests
-                    working_dir=folder,  # where it leaves what the model gave
+                    working_dir=folder,  # where it writes the model's outputs
                 )  # fmt: skip
         finally:
-            torch.use_deterministic_algorithms(False)  # users run without
+            torch.use_deterministic_algorithms(False)  # users run without it
         left = [path for path in Path(folder).rglob("actual_output_*.npy") if "_not_postprocessed_" not in path.name]
         names = [path.stem.removeprefix("actual_output_").removesuffix(f"_{weights_format}") for path in left]
         made = {name: np.load(path, allow_pickle=False) for name, path in zip(names, left, strict=True)}
@@ -131,7 +131,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
 
 
 def negative_control(model: Model) -> Outcome:
-    """Whether core's tolerance notices shuffled pixels, or a single value doubled: what is small against it passes."""
+    """Check that the tolerance rejects shuffled pixels, or a doubled single value: it accepts any small outputs."""
     accepted = []
     for tensor in model.outputs:
         expected = model.test_array(tensor)
@@ -150,7 +150,7 @@ def negative_control(model: Model) -> Outcome:
 
 
 def numbers_or_why_not(runner: Runner) -> str:
-    """Which outputs for the test input are no numbers; `NotApplicable` where the model does not run on it."""
+    """Describe non-finite outputs for the test input; `NotApplicable` if the model does not run on it."""
     try:
         return not_finite(runner.produced)
     except ModelError:
@@ -158,7 +158,7 @@ def numbers_or_why_not(runner: Runner) -> str:
 
 
 def formats_agree(runners: Sequence[Runner]) -> Outcome:
-    """Whether all weights formats compute the same."""
+    """Compare the outputs of all weights formats."""
     for runner in runners:
         if broken := numbers_or_why_not(runner):
             raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
@@ -175,7 +175,7 @@ def formats_agree(runners: Sequence[Runner]) -> Outcome:
 
 @run_check("run.reproduces", Severity.BLOCKS, breaks="users cannot tell whether it works for them", fix=_EXPORT_AGAIN)
 def reproduces(runner: Runner) -> Outcome:
-    """The test outputs come out, measured on their own scale (core's tolerance is absolute)."""
+    """The model reproduces its test outputs, on their own scale (core's tolerance is partly absolute)."""
     evidence = evidence_of(runner, runner.produced, runner.test_outputs, runner.weights_format)
     for name, expected in runner.test_outputs.items():
         if (got := runner.produced[name].shape) != expected.shape:
@@ -184,13 +184,13 @@ def reproduces(runner: Runner) -> Outcome:
         return Outcome("failed", f"of what the model gives for the test input {broken}", _GUARD, evidence)
     worst = worst_rms(runner.produced, runner.test_outputs)
     text = f"test outputs differ by {worst:.1e} of their scale (at most {SAME:.0e})"
-    if worst > SAME and tolerances(runner.rdf):  # bioimageio.core's own test judges by what is stated
+    if worst > SAME and tolerances(runner.rdf):  # bioimageio.core's own test applies the stated tolerance
         return Outcome("warning", f"{text}, and a tolerance is stated", "", evidence)
     return Outcome("passed" if worst <= SAME else "failed", text, "", evidence)
 
 
 def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tuple[Evidence, ...]:
-    """Outputs beside the expected ones, and beside the test input where there is only one."""
+    """Pair outputs with the expected ones, and with the test input if there is only one."""
     inputs = list(runner.test_inputs.values())
     return tuple(
         Evidence(f"{name}, {what}", runner.axes(name), array, got[name],
@@ -202,7 +202,7 @@ def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tup
 @run_check("zoo.deepimagej", Severity.DEGRADES, breaks="the zoo's deepImageJ check fails", fix=_EXPORT_AGAIN,
            weights=("torchscript",))  # fmt: skip
 def every_pixel(runner: Runner) -> Outcome:
-    """Every pixel of the test output comes out as closely as the zoo's deepImageJ check wants it."""
+    """Every pixel of the test output is within the tolerance of the zoo's deepImageJ check."""
     pairs = runner.test_outputs.items()
     worst = max(mismatched_ppm(runner.produced[name], expected, *ZOO_DEEPIMAGEJ) for name, expected in pairs)
     text = f"{worst:.0f} ppm of the test output differ by more than 1.5e-4 + 1e-4 of the value"
@@ -213,7 +213,7 @@ def every_pixel(runner: Runner) -> Outcome:
 def keep_evidence(
     check_id: str, outcome: Outcome, *, keep: Path | None, pictures: Path | None
 ) -> list[tuple[str, Path]]:
-    """Write arrays and pictures of what failed, and pictures of the rest, where asked for; their titles and paths."""
+    """Write arrays and pictures of failed checks, and pictures of others, into the folders; return titles and paths."""
     failed = outcome.status == "failed" and keep is not None
     folder = keep if failed else pictures
     if folder is None or not outcome.evidence:
@@ -260,9 +260,9 @@ def _limits(image: NDArray[Any]) -> dict[str, Any]:
 
 
 def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:
-    """One plane along y and x: the first of every other axis, the middle one along z."""
+    """Return one plane along y and x: the first of every other axis, the middle one along z."""
     names = axes if len(axes) == array.ndim and {"y", "x"} <= {*axes} else [*[""] * (array.ndim - 2), "y", "x"]
-    sizes = zip(names, array.shape, strict=False)  # fewer than two axes have fewer sizes
+    sizes = zip(names, array.shape, strict=False)  # arrays of fewer than two axes have fewer sizes
     place = tuple(slice(_MAX_SHOWN_PX) if n in ("y", "x") else size // 2 if n == "z" else 0 for n, size in sizes)
     plane = np.atleast_2d(array[place].astype(np.float64))
     return plane.T if [name for name in names if name in ("y", "x")] == ["x", "y"] else plane  # y runs down

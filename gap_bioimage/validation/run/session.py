@@ -1,4 +1,4 @@
-"""The checks of one model, in the process that runs it: bioimageio.core's own test, then what that test leaves out."""
+"""The checks of one model, in the process that runs it: bioimageio.core's own test, then those that it lacks."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
-_NEEDS = {  # what runs weights of each format that a description may give
+_NEEDS = {  # the library that runs each weights format
     "pytorch_state_dict": "torch", "torchscript": "torch", "onnx": "onnxruntime", "keras_hdf5": "tensorflow",
     "keras_v3": "keras", "tensorflow_saved_model_bundle": "tensorflow", "tensorflow_js": "",
 }  # fmt: skip
-_SAFE = {"torchscript", "onnx"}  # the others execute code of the package, or graphs that may read and write files
-_TELL_WHY = {"run.reproduces", "run.output_kind"}  # made of models which do not run on their own test input, too
-_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # run images of other sizes than the test inputs'
+_SAFE = {"torchscript", "onnx"}  # the others execute code from the package, or graphs that may read and write files
+_TELL_WHY = {"run.reproduces", "run.output_kind"}  # also for models that do not run on their own test input
+_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # these run images of other sizes than the test inputs
 
 WEIGHTS = {
     name: registry.declare(
@@ -41,28 +41,28 @@ LOADS = registry.declare(
 
 @dataclass(frozen=True)
 class Job:
-    """One model to run: the opened package, its valid description, and how."""
+    """One model to run: the opened package, its valid description, and options."""
 
     package: Package
     description: Description
     run_code: bool = False  # allow Python code of the package to run
     device: str = "cpu"
-    engines: tuple[str, ...] = ()  # other interpreters, from `engines.find_engines`, to run the model in too
-    keep: Path | None = None  # for arrays and pictures of what failed
-    pictures: Path | None = None  # for pictures of the rest; None draws none
-    seconds: float = 600.0  # what other interpreters may take
-    done: tuple[str, ...] = ()  # ids of checks that are not made again
+    engines: tuple[str, ...] = ()  # other interpreters to run the model in, from `engines.find_engines`
+    keep: Path | None = None  # folder for arrays and pictures of failed checks
+    pictures: Path | None = None  # folder for pictures of other checks; None draws none
+    seconds: float = 600.0  # time limit of other interpreters
+    done: tuple[str, ...] = ()  # ids of checks that are not repeated
 
 
 @dataclass
 class Session:
-    """A job, and who is told which check begins (``begin``), and what each found (``check``, pictures ``drawn``)."""
+    """A job, and a callback for the start of each check (``begin``) and its result (``check``, pictures ``drawn``)."""
 
     job: Job
     tell: Callable[..., None]
 
     def run(self) -> None:
-        """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
+        """Run every check that needs a running model; it may never return, so call it in a subprocess."""
         job, descr = self.job, self.job.description.as_written
         model = Model(job.package, job.description)
         self._make(reference.CONTROL, lambda _: reference.negative_control(model))
@@ -85,7 +85,7 @@ class Session:
 
             def core_test(name: str) -> Outcome:
                 outcome = reference.core_test(descr, name, job.device)
-                if outcome.status == "failed" and not outcome.fix:  # why weights do not load, loading tells better
+                if outcome.status == "failed" and not outcome.fix:  # loading gives a clearer reason
                     try:
                         load(name)
                     except ModelError as error:
@@ -100,7 +100,7 @@ class Session:
             self._make(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
 
     def _run_all(self, runners: Mapping[str, Runner]) -> None:
-        """Put all weights through every check, or one of them where they agree and the check takes long."""
+        """Run every check on all weights; on one of them only, if the weights agree and the check takes long."""
         agree, job = None, self.job
         if len(runners) > 1:
             agree = self._make(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
@@ -116,8 +116,8 @@ class Session:
             self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
     def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
-        """Make a check, unless it is done: what a model raises is its failure, what the check raises leaves it open."""
-        if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
+        """Run a check, unless it is done; exceptions of the model fail it, its own exceptions leave the result open."""
+        if made.id in self.job.done and made is not LOADS:  # loaded models are lost with their process
             return None
         self.tell(begin=made.id)
         outcomes, model_raised = list[tuple[str, Outcome]](), False
@@ -139,7 +139,7 @@ class Session:
         if made.id in self.job.done:
             return
         check = made.check(outcome)
-        if model_raised:  # a model that raises does not run, however mild the check
+        if model_raised:  # a model that raises does not run, whatever the severity of the check
             check = replace(check, status=outcome.status)
         drawn = reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
         self.tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
@@ -172,7 +172,7 @@ def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
     elif any(step.get("id") == "custom" for step in model.steps):
         text = "a processing step with id 'custom' runs code from the package"
     elif weights_format == "torchscript":
-        with suppress(NotApplicable):  # no TorchScript at all: loading it will say so
+        with suppress(NotApplicable):  # not TorchScript: loading will report it
             text = "the TorchScript code reads or writes files" if rules.torchscript_code(model).touches_files else ""
     if text and not job.run_code:
         return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
@@ -180,9 +180,9 @@ def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
     libraries = {needed, *(rules.IN_PYTHON.get(str(step.get("id"))) or needed for step in model.steps)}
     if weights_format == "pytorch_state_dict":
-        with suppress(NotApplicable):  # no Python: loading it will say so
+        with suppress(NotApplicable):  # not Python: loading will report it
             libraries |= rules.imported(model) or set()
-    own = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}  # loading tells of these
+    own = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}  # loading reports these
     for name in sorted(name for name in libraries - own if name.isidentifier()):
         if importlib.util.find_spec(name) is None:
             return Outcome("skipped", f"{weights_format} needs {name}, which is not installed", f"Install {name}.")
