@@ -178,7 +178,7 @@ def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
         return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
     if any(tensor.written.get("output_of") for tensor in model.inputs):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
-    libraries = {needed, *(rules.IN_PYTHON.get(str(step.get("id"))) or needed for step in model.steps)}
+    libraries = {needed, *(rules.PYTHON_STEPS.get(str(step.get("id"))) or needed for step in model.steps)}
     if weights_format == "pytorch_state_dict":
         with suppress(NotApplicable):  # not Python: loading will report it
             libraries |= rules.imported(model) or set()
