@@ -36,12 +36,12 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
     small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
     if voxels(large) > MAX_VOXELS:
-        raise NotApplicable("an image of three tiles is too large to be run here")
+        raise NotApplicable("an image of three tiles is too large to run here")
     # for every input that grows along the axis: its size may also follow that of another input
-    grown = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
-    margins = {name: growth // 2 for (name, of), growth in grown.items() if growth and of == axis}
-    if any(growth and of != axis for (_, of), growth in grown.items()):
-        raise NotApplicable("the size of one axis follows another's, so that no axis can be cut alone")
+    growths = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
+    margins = {name: growth // 2 for (name, of), growth in growths.items() if growth and of == axis}
+    if any(growth and of != axis for (_, of), growth in growths.items()):
+        raise NotApplicable("the size of one axis follows that of another, so no axis can be cut alone")
 
     def part(name: str, array: NDArray[Any], place: slice) -> NDArray[Any]:
         return array[tuple(place if other == axis else slice(None) for other in runner.axes(name))]
@@ -65,20 +65,20 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     return found
 
 
-@run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles", once=True, compares=True,
+@run_check("run.tiled", Severity.DEGRADES, breaks="tiles show seams", once=True, compares=True,
            fix="Enlarge the halo, or keep whole-image statistics out of the network.")  # fmt: skip
 def tiled(runner: Runner) -> Outcome:
     """Tiles predict the same as the whole image: the declared halo covers the receptive field."""
     if not runner.steps:
         raise NotApplicable("the input size is fixed, so no image can be predicted as a whole")
     if runner.postprocesses_whole_images:
-        raise NotApplicable("postprocessing takes statistics of the whole image")
+        raise NotApplicable("postprocessing needs statistics of the whole image")
     if runner.is_stochastic:
-        raise NotApplicable("it is declared stochastic, so each tile holds another sample")
+        raise NotApplicable("it is declared stochastic, so each tile is another sample")
     smallest = runner.sizes(0)[0]
     largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
     if not (cuts := _cuts(runner, math.ceil(largest / 2))):
-        raise NotApplicable("no output grows with the image, so tiles cannot be put together")
+        raise NotApplicable("no output grows with the image, so tiles cannot be joined")
     worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
@@ -86,15 +86,15 @@ def tiled(runner: Runner) -> Outcome:
     if _needed(cuts) is None:  # search farther, if so large an image can be run here
         with contextlib.suppress(NotApplicable):
             cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
-    none = "" if any(runner.halo.values()) else "; no halo is declared"
+    undeclared = "" if any(runner.halo.values()) else "; no halo is declared"
     evidence = tuple(item for _, item, _ in cuts.values())
     if (needed := _needed(cuts)) is None:
         tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
-        return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
-    halo, least = map(_told, needed)
+        return Outcome("failed", f"{text}; no halo up to {tried} px suffices{undeclared}", fix, evidence)
+    halo, least = map(_in_words, needed)
     fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {least}."
-    return Outcome("failed", f"{text}; a halo of {halo} would do{none}", fix, evidence)
+    return Outcome("failed", f"{text}; a halo of {halo} suffices{undeclared}", fix, evidence)
 
 
 def _seam(runner: Runner, cuts: Cuts) -> float:
@@ -119,6 +119,6 @@ def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
     return halos, least
 
 
-def _told(pixels: Mapping[str, int]) -> str:
+def _in_words(pixels: Mapping[str, int]) -> str:
     by_axis = [f"{axis} {n}" for axis, n in pixels.items()]
     return f"{next(iter(pixels.values()))} px" if len({*pixels.values()}) == 1 else f"{', '.join(by_axis)} px"

@@ -33,15 +33,15 @@ def run(weights: str, folder: str, repeats: str) -> Any:
     inputs = torch.load(os.path.join(folder, "inputs.pt"))
     # as a consumer's engine loads it: no eval()
     module = torch.jit.load(weights, map_location="cpu")  # type: ignore[no-untyped-call]
-    took, outputs = [], []
+    durations, outputs = [], []
     for _ in range(int(repeats)):
         start = time.time()
         with torch.no_grad():
             outputs = module(*inputs)
-        took.append(round(time.time() - start, 2))
+        durations.append(round(time.time() - start, 2))
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     torch.save([output.detach().float().contiguous() for output in outputs], os.path.join(folder, "outputs.pt"))
-    return {"took": took}
+    return {"took": durations}
 
 
 def core(rdf: str, *weights_formats: str) -> Any:
@@ -51,10 +51,10 @@ def core(rdf: str, *weights_formats: str) -> Any:
     errors = []
     for name in weights_formats:
         summary = test_model(rdf, weight_format=name)  # type: ignore[arg-type]
-        found = [str(entry.msg) for detail in summary.details for entry in detail.errors]
-        if not found and str(summary.status) != "passed":
-            found = ["its status is " + str(summary.status)]
-        errors += [name + ": " + text for text in found]
+        messages = [str(entry.msg) for detail in summary.details for entry in detail.errors]
+        if not messages and str(summary.status) != "passed":
+            messages = ["its status is " + str(summary.status)]
+        errors += [name + ": " + message for message in messages]
     return {"errors": errors[:3]}
 
 

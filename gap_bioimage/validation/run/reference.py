@@ -27,12 +27,12 @@ SAME = 1e-3
 """Largest acceptable difference of outputs, as relative RMS."""
 _EXPORT_AGAIN = "Export the test outputs again with these weights and this preprocessing."
 _UPDATE = "Update the description to format 0.5 (`gap-bioimage repair` does this), or leave axes out of scale_linear."
-_GUARD = "Guard divisions and logarithms in the model, and see that its weights are numbers."
+_GUARD = "Guard divisions and logarithms in the model, and make sure that its weights are finite."
 DOES_NOT_RUN = "the model does not run on its test input, see run.reproduces"
 ONE_IMAGE = "Export the weights with a batch axis of any size, or declare a batch size of 1."
 
 CONTROL = registry.declare(
-    "run.negative_control", "run", Severity.DEGRADES, asks="A test that a wrong output fails.",
+    "run.negative_control", "run", Severity.DEGRADES, asks="A test that rejects a wrong output.",
     breaks="the test proves nothing",
     fix="Export values on a larger scale (photons, not fractions), or a test image with structure.", order=-9,
 )  # fmt: skip
@@ -42,7 +42,7 @@ CORE_TEST = registry.declare(
     fix=registry.RUNS, order=-9,
 )  # fmt: skip
 AGREEMENT = registry.declare(
-    "run.formats_agree", "run", Severity.DEGRADES, asks="Weights in several formats that compute the same.",
+    "run.formats_agree", "run", Severity.DEGRADES, asks="The same results from all weights formats.",
     breaks="users of different programs get different images", fix="Convert the weights again.", order=-1,
 )  # fmt: skip
 
@@ -86,9 +86,9 @@ def mismatched_ppm(actual: NDArray[Any], expected: NDArray[Any], rtol: float, at
 def not_finite(arrays: Mapping[str, NDArray[Any]]) -> str:
     """Describe how many values of which arrays are NaN or infinite; empty if there are none."""
     floats = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.inexact)}
-    found = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in floats.items()}
-    parts = [f"{n} of {arrays[name].size} values of {name!r}" for name, n in found.items() if n]
-    return f"{', '.join(parts)} {'is' if sum(found.values()) == 1 else 'are'} NaN or infinite" if parts else ""
+    counts = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in floats.items()}
+    parts = [f"{n} of {arrays[name].size} values of {name!r}" for name, n in counts.items() if n]
+    return f"{', '.join(parts)} {'is' if sum(counts.values()) == 1 else 'are'} NaN or infinite" if parts else ""
 
 
 def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
@@ -111,22 +111,22 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
                 )  # fmt: skip
         finally:
             torch.use_deterministic_algorithms(False)  # users run without it
-        left = [path for path in Path(folder).rglob("actual_output_*.npy") if "_not_postprocessed_" not in path.name]
-        names = [path.stem.removeprefix("actual_output_").removesuffix(f"_{weights_format}") for path in left]
-        made = {name: np.load(path, allow_pickle=False) for name, path in zip(names, left, strict=True)}
+        files = [path for path in Path(folder).rglob("actual_output_*.npy") if "_not_postprocessed_" not in path.name]
+        names = [path.stem.removeprefix("actual_output_").removesuffix(f"_{weights_format}") for path in files]
+        outputs = {name: np.load(path, allow_pickle=False) for name, path in zip(names, files, strict=True)}
     details = summary.details[before:]
     failed = [detail for detail in details if detail.errors]
     if failed or summary.status != "passed":
         first = (failed[0].errors[0].msg or failed[0].errors[0].type) if failed else f"status {summary.status}"
         if failed and all("batch_size: 2 " in detail.name for detail in failed):
-            text = "every single image runs, two at once do not, though any batch is declared: the test fails"
+            text = "every single image runs, two at once do not, though any batch size is declared: the test fails"
             return Outcome("warning", f"{text}, and so does the zoo's ({one_sentence(first, 120)})", ONE_IMAGE)
         fixes = {"updating the model to v0_5": _UPDATE, "disagree": _EXPORT_AGAIN, "has shape": _EXPORT_AGAIN}
         fix = next((fix for words, fix in fixes.items() if words in first), "")
         return Outcome("failed", f"bioimageio.core's test: {one_sentence(first, 240)}", fix)
-    if broken := not_finite(made):
-        text = f"of what the model gives for the test input {broken}"
-        return Outcome("failed", f"{text}, which bioimageio.core's test lets pass for any value", _GUARD)
+    if broken := not_finite(outputs):
+        text = f"for the test input, {broken}, which bioimageio.core's test accepts for any value"
+        return Outcome("failed", text, _GUARD)
     return Outcome("passed", f"bioimageio.core's test passed in {len(details)} run{'s' * (len(details) != 1)}")
 
 
@@ -136,7 +136,7 @@ def negative_control(model: Model) -> Outcome:
     for tensor in model.outputs:
         expected = model.test_array(tensor)
         if expected is None:
-            raise NotApplicable("the expected outputs are not npy files of the package")
+            raise NotApplicable("the expected outputs are not .npy files in the package")
         shuffled = np.random.default_rng(0).permutation(expected.ravel()).reshape(expected.shape)
         wrong = shuffled if expected.size > 1 else 2 * expected
         stated = (e for e in tolerances(model.rdf) if tensor.id in (e.get("output_ids") or [tensor.id]))
@@ -145,11 +145,11 @@ def negative_control(model: Model) -> Outcome:
         if mismatched_ppm(wrong, expected, rtol, atol) <= ppm:
             accepted.append(f"{tensor.id!r} {'shuffled' if expected.size > 1 else 'doubled'}")
     if not accepted:
-        return Outcome("passed", "a wrong output fails the test, as it must")
-    return Outcome("failed", f"core's test accepts a wrong output ({', '.join(accepted)}), so it proves nothing there")
+        return Outcome("passed", "the test rejects a wrong output")
+    return Outcome("failed", f"the test accepts a wrong output ({', '.join(accepted)}) and so proves nothing for it")
 
 
-def numbers_or_why_not(runner: Runner) -> str:
+def non_finite_outputs(runner: Runner) -> str:
     """Describe non-finite outputs for the test input; `NotApplicable` if the model does not run on it."""
     try:
         return not_finite(runner.produced)
@@ -160,16 +160,16 @@ def numbers_or_why_not(runner: Runner) -> str:
 def formats_agree(runners: Sequence[Runner]) -> Outcome:
     """Compare the outputs of all weights formats."""
     for runner in runners:
-        if broken := numbers_or_why_not(runner):
-            raise NotApplicable(f"nothing can be compared: of what {runner.weights_format} gives {broken}")
+        if broken := non_finite_outputs(runner):
+            raise NotApplicable(f"nothing can be compared: with {runner.weights_format}, {broken}")
     first, *others = runners
+    reference = first.weights_format
     off = {runner.weights_format: worst_rms(runner.produced, first.produced) for runner in others}
-    told = [f"{name} differs from {first.weights_format} by {difference:.1e}" for name, difference in off.items()]
-    text = f"{'; '.join(told)} of the scale (at most {SAME:.0e})"
+    differences = [f"{name} differs from {reference} by {difference:.1e}" for name, difference in off.items()]
+    text = f"{'; '.join(differences)} of the scale (at most {SAME:.0e})"
     if max(off.values()) <= SAME:
         return Outcome("passed", text)
-    against = first.weights_format
-    pairs = (evidence_of(r, r.produced, first.produced, f"{r.weights_format} against {against}") for r in others)
+    pairs = (evidence_of(r, r.produced, first.produced, f"{r.weights_format} against {reference}") for r in others)
     return Outcome("failed", text, "", tuple(chain.from_iterable(pairs)))
 
 
@@ -181,7 +181,7 @@ def reproduces(runner: Runner) -> Outcome:
         if (got := runner.produced[name].shape) != expected.shape:
             return Outcome("failed", f"{name!r} has shape {got}, expected {expected.shape}", "", evidence)
     if broken := not_finite(runner.produced):
-        return Outcome("failed", f"of what the model gives for the test input {broken}", _GUARD, evidence)
+        return Outcome("failed", f"for the test input, {broken}", _GUARD, evidence)
     worst = worst_rms(runner.produced, runner.test_outputs)
     text = f"test outputs differ by {worst:.1e} of their scale (at most {SAME:.0e})"
     if worst > SAME and tolerances(runner.rdf):  # bioimageio.core's own test applies the stated tolerance
@@ -189,11 +189,11 @@ def reproduces(runner: Runner) -> Outcome:
     return Outcome("passed" if worst <= SAME else "failed", text, "", evidence)
 
 
-def evidence_of(runner: Runner, got: Arrays, expected: Arrays, what: str) -> tuple[Evidence, ...]:
+def evidence_of(runner: Runner, got: Arrays, expected: Arrays, title: str) -> tuple[Evidence, ...]:
     """Pair outputs with the expected ones, and with the test input if there is only one."""
     inputs = list(runner.test_inputs.values())
     return tuple(
-        Evidence(f"{name}, {what}", runner.axes(name), array, got[name],
+        Evidence(f"{name}, {title}", runner.axes(name), array, got[name],
                  inputs[0] if len(inputs) == 1 and inputs[0].ndim == array.ndim else None)
         for name, array in expected.items()
     )  # fmt: skip
@@ -238,15 +238,15 @@ def draw_evidence(path: Path, evidence: Evidence) -> None:
 
     arrays = {"input": evidence.given, "expected": evidence.expected, "got": evidence.got}
     planes = {name: _plane(array, evidence.axes) for name, array in arrays.items() if array is not None}
-    looks = {name: _limits(planes["input" if name == "input" else "expected"]) for name in planes}
+    styles = {name: _limits(planes["input" if name == "input" else "expected"]) for name in planes}
     if planes["got"].shape == planes["expected"].shape:
         planes["got - expected"] = difference = planes["got"] - planes["expected"]
         top = float(np.abs(difference[np.isfinite(difference)]).max(initial=0)) or 1.0
-        looks["got - expected"] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
+        styles["got - expected"] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
     figure = Figure((3.2 * len(planes), 3.6), layout="constrained")
     figure.suptitle(evidence.title, fontsize=10)
     for axes, (name, plane) in zip(np.ravel(figure.subplots(1, len(planes))), planes.items(), strict=True):
-        figure.colorbar(axes.imshow(plane, interpolation="nearest", **looks[name]), ax=axes, location="bottom")
+        figure.colorbar(axes.imshow(plane, interpolation="nearest", **styles[name]), ax=axes, location="bottom")
         axes.set_title(name if "got - expected" in planes else f"{name}, {plane.shape}")
         axes.set_axis_off()
     with replacing(path) as temporary:
@@ -263,6 +263,6 @@ def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:
     """Return one plane along y and x: the first of every other axis, the middle one along z."""
     names = axes if len(axes) == array.ndim and {"y", "x"} <= {*axes} else [*[""] * (array.ndim - 2), "y", "x"]
     sizes = zip(names, array.shape, strict=False)  # arrays of fewer than two axes have fewer sizes
-    place = tuple(slice(_MAX_SHOWN_PX) if n in ("y", "x") else size // 2 if n == "z" else 0 for n, size in sizes)
-    plane = np.atleast_2d(array[place].astype(np.float64))
+    index = tuple(slice(_MAX_SHOWN_PX) if n in ("y", "x") else size // 2 if n == "z" else 0 for n, size in sizes)
+    plane = np.atleast_2d(array[index].astype(np.float64))
     return plane.T if [name for name in names if name in ("y", "x")] == ["x", "y"] else plane  # y runs down

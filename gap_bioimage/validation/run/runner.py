@@ -39,13 +39,13 @@ def of_the_model(part: str = "") -> Iterator[None]:
             error = error.exceptions[0]
         if isinstance(error, ImportError) and isinstance(error.__cause__, Exception):  # why code cannot be imported
             error = error.__cause__
-        kind, told = type(error).__name__, re.sub(r"(?<=_)[0-9a-f]{64}", "", str(error))
-        text = one_sentence(told, 200).rstrip(": ").removeprefix("RuntimeError: ")  # the prefix of torch.jit's errors
+        kind, message = type(error).__name__, re.sub(r"(?<=_)[0-9a-f]{64}", "", str(error))
+        text = one_sentence(message, 200).rstrip(": ").removeprefix("RuntimeError: ")  # torch.jit's prefix
         if isinstance(error, KeyError):
-            text = f"a processing step refers to {text}, which is not there: name a tensor of the model"
+            text = f"a processing step refers to {text}, which does not exist: name a tensor of the model"
         elif not re.match(r"[\w.]+(Error|Exception)\b", text):
             text = ": ".join(filter(None, (kind, text)))
-        text = re.sub(r" does not map to axes \[.*", " is none of the sizes that are described", text)
+        text = re.sub(r" does not map to axes \[.*", " is not a declared size", text)
         raise ModelError(f"{part}: {text}" if part else text) from error
 
 
@@ -81,7 +81,7 @@ class Runner:
             self._pipeline()  # raises if bioimageio.core lacks a step
         with quiet(), of_the_model("the test tensors"):
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
-        self._seen: Mapping[Any, Any] = {}  # statistics of the inputs preprocessed last
+        self._statistics: Mapping[Any, Any] = {}  # statistics of the inputs preprocessed last
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
         self._axes = {str(name): tuple(map(str, tensor.dims)) for name, tensor in members.items()}
@@ -104,8 +104,8 @@ class Runner:
     @property
     def is_stochastic(self) -> bool:
         """Whether ``config.gap_bioimage`` declares a sampler: slow, and with different samples in each tile."""
-        said = section(self.rdf, "gap_bioimage")
-        return isinstance(said, dict) and said.get("stochastic") is True
+        config = section(self.rdf, "gap_bioimage")
+        return isinstance(config, dict) and config.get("stochastic") is True
 
     @property
     def postprocesses_whole_images(self) -> bool:
@@ -122,7 +122,7 @@ class Runner:
         """Inputs of the smallest declared size and their outputs, from one run; None if that size does not run."""
         smallest = self.sizes(0)[0]
         if voxels(smallest) > MAX_VOXELS:
-            raise NotApplicable("the smallest declared input is too large to be run here")
+            raise NotApplicable("the smallest declared input is too large to run here")
         inputs = self.inputs_of(smallest)
         if all(np.array_equal(inputs[name], array) for name, array in self.test_inputs.items()):
             return inputs, self.produced
@@ -165,9 +165,9 @@ class Runner:
 
     def sizes(self, ns: Mapping[Axis, int] | int) -> tuple[Sizes, dict[str, Any]]:
         """Return input sizes, and the output sizes that the description declares, at size parameters ``ns``."""
-        found = self.descr.get_tensor_sizes(dict.fromkeys(self.steps, ns) if isinstance(ns, int) else ns, 1)
-        inputs = {str(t): {str(a): int(s) for a, s in axes.items()} for t, axes in found.inputs.items()}
-        return inputs, {str(t): {str(a): s for a, s in axes.items()} for t, axes in found.outputs.items()}
+        sizes = self.descr.get_tensor_sizes(dict.fromkeys(self.steps, ns) if isinstance(ns, int) else ns, 1)
+        inputs = {str(t): {str(a): int(s) for a, s in axes.items()} for t, axes in sizes.inputs.items()}
+        return inputs, {str(t): {str(a): s for a, s in axes.items()} for t, axes in sizes.outputs.items()}
 
     def shape_of(self, sizes: Sizes) -> tuple[int, ...]:
         """Sizes of the first flexible input along its flexible axes, in pixels."""
@@ -185,26 +185,26 @@ class Runner:
         sample = self._sample(inputs, {})
         with quiet(), of_the_model():
             self._pipeline().apply_preprocessing(sample)
-        self._seen = sample.stat
+        self._statistics = sample.stat
         return _arrays(sample)
 
     def run(self, inputs: Arrays, *, preprocessed: bool = False, postprocess: bool = True) -> Arrays:
         """Run the model and its processing on whole inputs, or on parts of the last result of `preprocess`."""
         with quiet(), of_the_model():
             result = self._pipeline().predict_sample_without_blocking(
-                self._sample(inputs, self._seen if preprocessed else {}), skip_preprocessing=preprocessed,
+                self._sample(inputs, self._statistics if preprocessed else {}), skip_preprocessing=preprocessed,
                 skip_postprocessing=not postprocess, skip_input_padding=True, skip_output_cropping=True,
             )  # fmt: skip
-        made = _arrays(result)
-        if missing := [name for name in self.test_outputs if name not in made]:
-            raise ModelError(f"the model gives {len(made)} outputs, {missing[0]!r} is not among them")
-        return made
+        outputs = _arrays(result)
+        if missing := [name for name in self.test_outputs if name not in outputs]:
+            raise ModelError(f"the model gives {len(outputs)} outputs, {missing[0]!r} is not among them")
+        return outputs
 
     def _sample(self, inputs: Arrays, stat: Mapping[Any, Any]) -> Any:
         from bioimageio.core import Sample, Tensor
 
-        given = self._inputs.members.items()
-        members = {name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=tensor.dims) for name, tensor in given}
+        tests = self._inputs.members.items()
+        members = {name: Tensor(np.ascontiguousarray(inputs[str(name)]), dims=test.dims) for name, test in tests}
         # A fresh sample each time: processing changes members and statistics in place.
         return Sample(members=members, stat=dict(stat), id="validation")
 
@@ -229,8 +229,8 @@ class Script:
         with torch.no_grad(), of_the_model():
             returned = self._module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
         outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-        strange = [type(output).__name__ for output in outputs if not isinstance(output, torch.Tensor)]
-        return strange[0] if strange else [output.numpy() for output in outputs]
+        others = [type(output).__name__ for output in outputs if not isinstance(output, torch.Tensor)]
+        return others[0] if others else [output.numpy() for output in outputs]
 
 
 def voxels(sizes: Sizes) -> int:

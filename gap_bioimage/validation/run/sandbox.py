@@ -42,8 +42,8 @@ _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
 PROCESS = declare(
-    "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
-    breaks="the program that runs it would end", fix="Correct the failed checks first.", order=9,
+    "run.process", "run", Severity.BLOCKS, asks="A model that does not end its process.",
+    breaks="the program that runs it would crash", fix="Correct the failed checks first.", order=9,
 )  # fmt: skip
 Message = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[Message] = queue.Queue()
         self._model: int | None = None  # id of the process that runs the model, reported by itself
-        self._looked = 0.0
+        self._checked_at = 0.0
 
     def __enter__(self) -> Sandbox:
         return self
@@ -99,17 +99,17 @@ class Sandbox:
         """Run all checks of a job; yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
-            told = Message()
-            for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
+            state = Message()
+            for message in self._messages(replace(job, done=tuple(done), seconds=self.limits.seconds)):
                 if "check" not in message:
-                    told |= message
+                    state |= message
                 elif (name := message["check"]["id"]) not in done:  # a model that forks may report it twice
                     yield from ((name, title, Path(path)) for title, path in message["drawn"])
                     done.append(name)
                     yield Check(**message["check"])
-            if "end" in told and "gone" not in told:
+            if "end" in state and "gone" not in state:
                 return
-            failed = _failed(told)
+            failed = _failed(state)
             if failed.id in done:  # it ended in a check that had passed before
                 break
             done.append(failed.id)
@@ -117,14 +117,14 @@ class Sandbox:
             if failed.id == CORE_TEST.id:  # no other check would finish
                 break
         if failed.status != "error":
-            yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
+            yield PROCESS.violated("the remaining checks were not run, since the model's process kept ending")
 
-    def _talk(self, job: Job) -> Iterator[Message]:
+    def _messages(self, job: Job) -> Iterator[Message]:
         """Send a job and yield its messages; the last one is ``ended``, ``limit`` or ``gone``."""
         process, message, self._model = self.start(), Message(), None
         try:
             if "ready" not in self._next(Limits(_START_S)):
-                raise RuntimeError("the process for running models does not start; is the installation complete?")
+                raise RuntimeError("the process for running models does not start; reinstall gap-bioimage")
             with contextlib.suppress(OSError):  # a message will report that it ended
                 # unpickling checks bioimageio.spec's file paths again, relative to this folder
                 pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), process.stdin)  # type: ignore[arg-type]
@@ -142,8 +142,8 @@ class Sandbox:
         start = time.monotonic()
         while True:
             # before reading messages: endlessly forking processes would always have some
-            if time.monotonic() - self._looked > _POLL_S and (beyond := self._beyond(limits.memory_bytes)):
-                return {"limit": beyond}
+            if time.monotonic() - self._checked_at > _POLL_S and (excess := self._excess(limits.memory_bytes)):
+                return {"limit": excess}
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=_POLL_S)
             if self._process is not None and self._process.poll() is not None:  # the model may continue alone
@@ -151,8 +151,8 @@ class Sandbox:
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
 
-    def _beyond(self, memory: int) -> str:
-        self._looked, models = time.monotonic(), self._models()
+    def _excess(self, memory: int) -> str:
+        self._checked_at, models = time.monotonic(), self._models()
         if len(models) > _MOST_PROCESSES:
             return f"started more than {_MOST_PROCESSES} processes"
         # rss counts pages shared by forks once for each of them; pss divides them, but takes longer to read
@@ -206,34 +206,34 @@ def _failed(message: Message) -> Check:
     ours = message.get("ours", "gone" in message and "begin" not in message)
     if limit := message.get("limit"):
         text = f"it {limit} and was ended"
-        fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
+        fix = "Make sure that the model finishes this check within the limits, set by --timeout and --memory."
     else:
-        what = "the process that starts models" if ours else "the process that ran the model"
-        text = message.get("error") or f"{what} ended {message.get('ended') or message['gone']}"
+        process = "the process that starts models" if ours else "the process that ran the model"
+        text = message.get("error") or f"{process} ended {message.get('ended') or message['gone']}"
         fix = "Report it with your model." if ours else RUNS
     return Check(check_id, definition(check_id).consumer, "error" if ours else "failed", text, fix)
 
 
-def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
+def _work(root: str, pickled: bytes, send: Callable[..., None]) -> None:
     set_limit = sys.setrecursionlimit  # if a model raised it, endless recursion would fill stack or memory
     vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MOST_DEPTH))
     try:
-        tell(model=os.getpid())
+        send(model=os.getpid())
         os.chdir(root)
         job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
         scratch = str(job.package.scratch)
         os.chdir(scratch)  # stray files of a model are removed with this folder,
         tempfile.tempdir = scratch  # and so are those of bioimageio.core
-        Session(job, tell).run()
+        Session(job, send).run()
     except BaseException as error:
         text = f"raised {type(error).__name__}: {one_sentence(error, 200)}".rstrip(": ")
         ours = isinstance(error, Exception)  # exceptions of a model are caught by its check, except exit()
-        tell(error=f"the validation itself {text}" if ours else text, ours=ours)
+        send(error=f"the validation itself {text}" if ours else text, ours=ours)
     else:
-        tell(end=True)
+        send(end=True)
 
 
-def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
+def _work_in_fork(root: str, pickled: bytes, send: Callable[..., None]) -> None:
     parent, pid = os.getppid(), os.fork()
     if pid == 0:
         try:
@@ -241,7 +241,7 @@ def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory, the system kills the model first
             gc.freeze()  # bioimageio.core collects garbage often: skip the libraries' objects
-            _work(root, pickled, tell)
+            _work(root, pickled, send)
         finally:
             os._exit(0)  # no exit handlers: they belong to the parent, and a model may have added some
     ended, status = 0, 0
@@ -253,7 +253,7 @@ def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
     if not ended:
         sys.exit()
     code = os.waitstatus_to_exitcode(status)
-    tell(ended=f"by signal {-code}" if code < 0 else f"with exit code {code}")
+    send(ended=f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
 
 def main() -> None:
@@ -261,7 +261,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(**message: Any) -> None:
+    def send(**message: Any) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
@@ -275,9 +275,9 @@ def main() -> None:
     import_checks()
     with contextlib.suppress(EOFError):
         while True:
-            tell(ready=True)
+            send(ready=True)
             root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
-            (_in_a_fork if _FORKS else _work)(root, pickled, tell)
+            (_work_in_fork if _FORKS else _work)(root, pickled, send)
             if not _FORKS:
-                tell(ended="")
+                send(ended="")
                 return

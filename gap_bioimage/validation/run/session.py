@@ -16,26 +16,26 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
-_NEEDS = {  # the library that runs each weights format
+_LIBRARIES = {  # the library that runs each weights format
     "pytorch_state_dict": "torch", "torchscript": "torch", "onnx": "onnxruntime", "keras_hdf5": "tensorflow",
     "keras_v3": "keras", "tensorflow_saved_model_bundle": "tensorflow", "tensorflow_js": "",
 }  # fmt: skip
 _SAFE = {"torchscript", "onnx"}  # the others execute code from the package, or graphs that may read and write files
-_TELL_WHY = {"run.reproduces", "run.output_kind"}  # also for models that do not run on their own test input
-_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # these run images of other sizes than the test inputs
+_WITHOUT_OUTPUT = {"run.reproduces", "run.output_kind"}  # also for models that do not run on their own test input
+_OTHER_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # these run images of other sizes than the test inputs
 
 WEIGHTS = {
     name: registry.declare(
-        f"run.{name}", "run", registry.Severity.DEGRADES, asks=f"Weights in the format {name} that can be run here.",
+        f"run.{name}", "run", registry.Severity.DEGRADES, asks=f"Weights in the format {name} that can run here.",
         breaks="nothing is known about these weights",
         fix="Allow it with --run-code, or install what the message names.", order=-8,
     )
-    for name in _NEEDS
+    for name in _LIBRARIES
 }  # fmt: skip
 LOADS = registry.declare(
     "run.loads", "run", registry.Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
-    fix="See that the file is whole and in the format as which it is described, that a state_dict fits its "
-        "architecture and the arguments of that, and that processing and test tensors are as described.", order=-2,
+    fix="Make sure that the file is complete and in the declared format, that a state_dict fits its architecture and "
+        "kwargs, and that processing and test tensors are as described.", order=-2,
 )  # fmt: skip
 
 
@@ -59,28 +59,28 @@ class Session:
     """A job, and a callback for the start of each check (``begin``) and its result (``check``, pictures ``drawn``)."""
 
     job: Job
-    tell: Callable[..., None]
+    send: Callable[..., None]
 
     def run(self) -> None:
         """Run every check that needs a running model; it may never return, so call it in a subprocess."""
         job, descr = self.job, self.job.description.as_written
         model = Model(job.package, job.description)
-        self._make(reference.CONTROL, lambda _: reference.negative_control(model))
-        blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
-        for name, why in blocked.items():
-            self._found(WEIGHTS[name], why)
-        run = [name for name in job.description.weights if name not in blocked]
-        files = {name: model.file_of(model.weights.get(name)) for name in run}
+        self._check(reference.CONTROL, lambda _: reference.negative_control(model))
+        blocked = {name: outcome for name in job.description.weights if (outcome := _obstacle(job, model, name))}
+        for name, outcome in blocked.items():
+            self._report(WEIGHTS[name], outcome)
+        runnable = [name for name in job.description.weights if name not in blocked]
+        files = {name: model.file_of(model.weights.get(name)) for name in runnable}
         if not files:
-            self._make(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
+            self._check(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
             return
         runners: dict[str, Runner] = {}
         with ExitStack() as stack:
 
             def load(name: str) -> Outcome:
                 if name not in runners:
-                    made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
-                    runners[name] = stack.enter_context(made)
+                    runner = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
+                    runners[name] = stack.enter_context(runner)
                 return Outcome("passed", "loads")
 
             def core_test(name: str) -> Outcome:
@@ -92,34 +92,34 @@ class Session:
                         return Outcome("failed", str(error), LOADS.fix)
                 return outcome
 
-            self._make(reference.CORE_TEST, core_test, list(files))
-            self._make(LOADS, load, list(files))
+            self._check(reference.CORE_TEST, core_test, list(files))
+            self._check(LOADS, load, list(files))
             self._run_all(runners)
         if job.engines:
             path, seconds = job.package.root / job.package.rdf_name, 0.9 * job.seconds
-            self._make(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
+            self._check(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
 
     def _run_all(self, runners: Mapping[str, Runner]) -> None:
         """Run every check on all weights; on one of them only, if the weights agree and the check takes long."""
         agree, job = None, self.job
         if len(runners) > 1:
-            agree = self._make(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
+            agree = self._check(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
         for made in registry.definitions("run"):
             names = [name for name in runners if not made.weights or name in made.weights]
             # samplers run their network many times for each output
-            is_long = made.once or any(runners[name].is_stochastic for name in names)
-            if is_long and agree is not None and agree.status == "passed":
+            is_slow = made.once or any(runners[name].is_stochastic for name in names)
+            if is_slow and agree is not None and agree.status == "passed":
                 names = names[-1:]
             if names:
-                self._make(made, partial(_judge, made, runners), names)
+                self._check(made, partial(_judge, made, runners), names)
         if job.engines and (script := runners.get("torchscript")) is not None:
-            self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
+            self._check(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
-    def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
+    def _check(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
         """Run a check, unless it is done; exceptions of the model fail it, its own exceptions leave the result open."""
         if made.id in self.job.done and made is not LOADS:  # loaded models are lost with their process
             return None
-        self.tell(begin=made.id)
+        self.send(begin=made.id)
         outcomes, model_raised = list[tuple[str, Outcome]](), False
         for name in names or [""]:
             try:
@@ -132,40 +132,40 @@ class Session:
                 outcome = raised(error)
             outcomes.append((name, outcome))
         outcome = registry.merge_outcomes(outcomes) if names else outcome
-        self._found(made, outcome, model_raised=model_raised)
+        self._report(made, outcome, model_raised=model_raised)
         return outcome
 
-    def _found(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+    def _report(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
         if made.id in self.job.done:
             return
         check = made.check(outcome)
         if model_raised:  # a model that raises does not run, whatever the severity of the check
             check = replace(check, status=outcome.status)
         drawn = reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
-        self.tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
+        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
 
 
 def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
     runner = runners[name]
-    if made.id in _TELL_WHY:
+    if made.id in _WITHOUT_OUTPUT:
         return made.outcome_of(runner)
-    broken = reference.numbers_or_why_not(runner)
-    if made.id in _OF_SIZES and not runner.takes_declared_sizes:
-        raise NotApplicable("declared sizes do not run, see run.sizes")
+    broken = reference.non_finite_outputs(runner)
+    if made.id in _OTHER_SIZES and not runner.takes_declared_sizes:
+        raise NotApplicable("the smallest declared size does not run, see run.sizes")
     if made.compares and broken:
-        raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
+        raise NotApplicable(f"nothing can be compared: for the test input, {broken}")
     return made.outcome_of(runner)
 
 
 def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
-    why = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
-    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{why}"
-    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {found.fix for found in blocked.values()} else "")
+    reason = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
+    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
+    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else "")
 
 
-def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
-    needed, text = _NEEDS.get(weights_format, ""), ""
-    if not needed:
+def _obstacle(job: Job, model: Model, weights_format: str) -> Outcome | None:
+    library, text = _LIBRARIES.get(weights_format, ""), ""
+    if not library:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
     if weights_format not in _SAFE:
         text = f"{weights_format} runs code from the package"
@@ -178,7 +178,7 @@ def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
         return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
     if any(tensor.written.get("output_of") for tensor in model.inputs):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
-    libraries = {needed, *(rules.PYTHON_STEPS.get(str(step.get("id"))) or needed for step in model.steps)}
+    libraries = {library, *(rules.PYTHON_STEPS.get(str(step.get("id"))) or library for step in model.steps)}
     if weights_format == "pytorch_state_dict":
         with suppress(NotApplicable):  # not Python: loading will report it
             libraries |= rules.imported(model) or set()
