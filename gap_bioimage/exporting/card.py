@@ -54,7 +54,7 @@ class Card(Config):
         with ValidationContext(perform_io_checks=False):
             card = handler(values)
         if not card.identifier:
-            raise ValueError(f"name {card.name!r} has no Latin letters or digits to make an id from; give an id")
+            raise ValueError(f"name {card.name!r} has no Latin letters or digits to form an id; give an id")
         return card
 
     @field_validator("license")
@@ -85,7 +85,7 @@ class Card(Config):
         except ConfigError as error:
             raise CardError(str(error)) from None
         template = read_yaml(TEMPLATE)
-        problems = [f"{of}: still the template's text" for of in _MUST_CHANGE if values.get(of) == template[of]]
+        problems = [f"{name}: still the template's text" for name in _MUST_CHANGE if values.get(name) == template[name]]
         try:
             card = cls.from_dict(values)
         except ConfigError as error:

@@ -47,8 +47,8 @@ class Intake:
     def arguments(self) -> dict[str, Any]:
         """Arguments of the zip's module."""
         if self.detector is not None:
-            more = {"shift": self.detector.shift()} if self.detector.moved else {"rounded": True}
-            return {"background": self.detector.background(), **more}
+            noise = {"shift": self.detector.shift()} if self.detector.moved else {"rounded": True}
+            return {"background": self.detector.background(), **noise}
         return {} if self.ceiling is None else {"ceiling": self.ceiling}
 
     @property
@@ -78,7 +78,7 @@ class Intake:
     def description(self) -> str:
         """The description of the input in the RDF."""
         if self.detector is not None:
-            return "raw camera image (ADU), as recorded; offset and gain of the camera are taken care of"
+            return "raw camera image (ADU), as recorded; the model accounts for the offset and gain of the camera"
         if self.ceiling is not None:
             return f"sum of {self.ceiling} one-bit frames, 0 to {self.ceiling} per pixel; no normalisation is needed"
         return "photon counts per pixel, as recorded; no normalisation is needed"
@@ -106,14 +106,14 @@ def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str 
     folder = model.source.parent
     if not (folder / "example.npy").is_file():
         raise ExportError(
-            f"{model.source} brings no counts for the test tensors; give an image of real counts with test_image "
+            f"{model.source} contains no counts for the test tensors; give an image of real counts with test_image "
             "(--test-image)"
         )
     try:
         example, held_out = (np.array(read_array(folder / name)) for name in ("example.npy", "held_out.npy"))
     except (ValueError, OSError) as error:
-        text = f"the examples in {folder} are damaged: one {error}"
-        raise ExportError(f"{text}; give an image with test_image (--test-image)") from None
+        problem = f"an example in {folder} is damaged: it {error}"
+        raise ExportError(f"{problem}; give an image with test_image (--test-image)") from None
     own = Intake.of(model)
     if own == intake:
         return example, held_out
@@ -135,20 +135,19 @@ def _largest_stack(model: Model, intake: Intake, test_image: xr.DataArray | str 
         check_camera_image(image, intake.detector, name="the test image")
     largest = np.asarray(max(stacks, key=lambda values: float(values.mean())))
     if intake.ceiling is not None and (highest := float(image.max())) > intake.ceiling:
-        raise ExportError(f"the test image holds up to {highest:g} photons in a pixel, expected {intake.noun}")
+        raise ExportError(f"the test image contains up to {highest:g} photons in a pixel, expected {intake.noun}")
     if not intake.counts(largest).any():
-        raise ExportError("the test image holds no photons, so that nothing could be tested; give one of a sample")
+        raise ExportError("the test image contains no photons, so it cannot test anything; give an image of a sample")
     return largest
 
 
 def brightest_piece(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Return the piece (c, [z,] y, x) with the most photons, pieces overlapping by half; mirrored up if too small."""
-    missing = [(0, max(0, want - have)) for want, have in zip(size, image.shape[1:], strict=True)]
-    image = np.pad(image, [(0, 0), *missing], mode="symmetric")
-    starts = itertools.product(
-        *(range(0, have - want + 1, max(1, want // 2)) for have, want in zip(image.shape[1:], size, strict=True))
-    )
-    cuts = [tuple(slice(s, s + want) for s, want in zip(start, size, strict=True)) for start in starts]
+    padding = [(0, max(0, width - length)) for width, length in zip(size, image.shape[1:], strict=True)]
+    image = np.pad(image, [(0, 0), *padding], mode="symmetric")
+    lengths = zip(image.shape[1:], size, strict=True)
+    starts = itertools.product(*(range(0, length - width + 1, max(1, width // 2)) for length, width in lengths))
+    cuts = [tuple(slice(s, s + width) for s, width in zip(start, size, strict=True)) for start in starts]
     return max((image[(slice(None), *cut)] for cut in cuts), key=lambda piece: float(piece.sum(dtype=np.float64)))
 
 
@@ -165,14 +164,14 @@ def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor]
     region = brightest_piece(counts, [min(*pair) for pair in zip(_REGION_PX[len(size)], size, strict=True)])
     # off centre, so that a mirrored output fails the test
     starts = [min(s // 4, s - r) for s, r in zip(size, region.shape[1:], strict=True)]
-    place = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
+    index = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
     sparse, total = np.zeros_like(counts, dtype=np.int64), int(region.sum(dtype=np.int64))
-    wanted = max(_FEWEST_PHOTONS, _FEW_PHOTONS // n_samples)
+    n_photons = max(_FEWEST_PHOTONS, _FEW_PHOTONS // n_samples)
     while True:
-        share = min(1.0, wanted / max(total, 1))
-        sparse[place] = thin(region.astype(np.int64), share, 0)[0]
+        fraction = min(1.0, n_photons / max(total, 1))
+        sparse[index] = thin(region.astype(np.int64), fraction, 0)[0]
         with torch.inference_mode():
             brightest = float(denoise(torch.from_numpy(sparse.astype(np.float32))[None]).max())
-        if share == 1.0 or brightest >= _LEAST_RATE:
+        if fraction == 1.0 or brightest >= _LEAST_RATE:
             return sparse
-        wanted *= 2
+        n_photons *= 2

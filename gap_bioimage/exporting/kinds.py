@@ -49,19 +49,20 @@ class Operation:
         return f"{self.callable}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
 
     @classmethod
-    def read(cls, place: str, kwargs: Mapping[str, Any] | None = None) -> Self:
+    def read(cls, path_and_name: str, kwargs: Mapping[str, Any] | None = None) -> Self:
         """Read a user's own operation, "FILE.py:NAME"; raise `ExportError` if it cannot be created."""
-        file, _, name = place.rpartition(":")
+        file, _, name = path_and_name.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
-            raise ExportError(f"the postprocessing is {place!r}, expected FILE.py:NAME, such as threshold.py:Threshold")
+            expected = "expected FILE.py:NAME, such as threshold.py:Threshold"
+            raise ExportError(f"the postprocessing is {path_and_name!r}, {expected}")
         arguments = {} if kwargs is None else kwargs
         try:
             is_plain = yaml.safe_load(yaml.safe_dump(arguments)) == arguments
         except yaml.YAMLError:
             is_plain = False
         if not (is_plain and isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)):
-            plain = "names and plain values of yaml, such as {threshold: 2.5}"
-            raise ExportError(f"the postprocessing's kwargs are {kwargs!r}, expected {plain}")
+            expected = "names and plain values of yaml, such as {threshold: 2.5}"
+            raise ExportError(f"the postprocessing's kwargs are {kwargs!r}, expected {expected}")
         try:
             operation = cls(OWN_FILE, Path(file).read_bytes(), name, arguments)
         except OSError as error:
@@ -82,31 +83,31 @@ class Operation:
                 return getattr(module, self.callable)(**self.kwargs)
             except Exception as error:  # a third-party file may raise anything
                 raise ExportError(
-                    f"the postprocessing {self} cannot be made: {_told(error)}; give what it needs with "
-                    "postprocessing_kwargs; it may use what is installed, but no files beside it"
+                    f"the postprocessing {self} cannot be created: {_in_words(error)}; give its arguments with "
+                    "postprocessing_kwargs; it may import installed packages, but no files next to it"
                 ) from error
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Apply the operation to (b, c, [z,] y, x); raise `ExportError` if a zip cannot rely on the result."""
         operation = self.load()
         try:
-            result, again = operation(array.copy()), operation(array.copy())
+            result, repeated = operation(array.copy()), operation(array.copy())
         except Exception as error:  # a third-party function may raise anything
-            given = f"an array of shape {array.shape}, {array.dtype}"
-            raise ExportError(f"the postprocessing {self} raised {_told(error)} for {given}") from error
+            argument = f"an array of shape {array.shape}, {array.dtype}"
+            raise ExportError(f"the postprocessing {self} raised {_in_words(error)} for {argument}") from error
         if not isinstance(result, np.ndarray) or result.shape != array.shape or result.dtype.name not in _DTYPES:
-            found = f"a {type(result).__name__} of {getattr(result, 'dtype', 'no dtype')}, shape {np.shape(result)}"
-            problem = f"{found}; expected an array of shape {array.shape} and one of {', '.join(_DTYPES)}"
+            returned = f"a {type(result).__name__} of {getattr(result, 'dtype', 'no dtype')}, shape {np.shape(result)}"
+            problem = f"{returned}; expected an array of shape {array.shape} and one of {', '.join(_DTYPES)}"
         elif not np.isfinite(result).all():
             problem = "values that are not finite; guard its divisions and logarithms"
-        elif not np.array_equal(result, again):
-            problem = "another result for the same array when it is called again; keep no state, and seed it"
+        elif not np.array_equal(result, repeated):
+            problem = "a different result when called again on the same array; keep no state, and seed it"
         else:
             return result
         raise ExportError(f"the postprocessing {self} returned {problem}")
 
 
-def _told(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -191,14 +192,14 @@ def product_of(
             channel_names=["rate"] if channels == 1 else [f"rate{i}" for i in range(channels)],
             facts=facts, intake=intake, own=own,
         )  # fmt: skip
-    drawn, names = asdict(sampling), ["mean", "std", *(f"sample{n + 1}" for n in range(sampling.n_samples))]
-    arguments = weights.sampler_arguments(model, **drawn) | intake.arguments
+    settings, names = asdict(sampling), ["mean", "std", *(f"sample{n + 1}" for n in range(sampling.n_samples))]
+    arguments = weights.sampler_arguments(model, **settings) | intake.arguments
     sampler = weights.sampler_of(model, arguments)
     graph = Product(
         model, sampler, arguments, output="posterior",
         description="mean and standard deviation of samples of the clean image, then the samples: photons per pixel",
         channel_names=names if channels == 1 else [f"{name}_{i}" for name in names for i in range(channels)],
-        facts={**facts, "stochastic": True, **drawn}, intake=intake, own=own, sampler=sampler,
+        facts={**facts, "stochastic": True, **settings}, intake=intake, own=own, sampler=sampler,
     )  # fmt: skip
     return graph if kind == "sample" else _hooked(graph, sampler, len(names))
 
@@ -211,9 +212,9 @@ def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     source = source.replace("\nCHANNELS = 1\n", f"\nCHANNELS = {sampler.network.channels}\n")
     source = source.replace('\nTORCHSCRIPT = """\n"""\n', f'\nTORCHSCRIPT = """\n{archive}"""\n')
     kwargs = {"n_steps": sampler.n_steps, "seed": sampler.seed, "device": "cpu"}
-    told = {**_REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
+    requirements = {**_REQUIRES, "sampler": {"source": weights.SAMPLER_WEIGHTS, "kwargs": graph.arguments}}
     return replace(
         graph, module=hook.PhotonCopies(copies).eval().requires_grad_(False), arguments={"copies": copies},
-        facts={**graph.facts, **told},
+        facts={**graph.facts, **requirements},
         hook=Operation(HOOK_FILE, source.encode(), hook.SamplePosterior.__name__, kwargs),
     )  # fmt: skip

@@ -79,14 +79,14 @@ class Scores:
         """How the squared error compares with that of the best Gaussian filter: continues "its squared error ..."."""
         chance = 2 * self.error_difference
         if self.correlated or self.squared_error < -chance:
-            return "is not known, because neighbouring pixels share noise and so do the halves that it is measured with"
+            return "is not known, because neighbouring pixels share noise, and so do the halves used to measure it"
         if self.gaussian_error <= 0:
             return "is not measurably different from that of the best Gaussian filter"
         ratio, chance = self.squared_error / self.gaussian_error, chance / self.gaussian_error
-        told = f"is {abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'} that of the best Gaussian filter"
+        text = f"is {abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'} that of the best Gaussian filter"
         if abs(1 - ratio) <= chance:
-            return f"{told}, with so few photons held out that chance alone makes {chance:.0%}"
-        return f"{told}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else told
+            return f"{text}, but with so few held-out photons chance alone makes {chance:.0%}"
+        return f"{text}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else text
 
 
 def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, *, correlated: bool = False) -> Scores:
@@ -95,13 +95,13 @@ def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, *,
     The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the held-out counts u, which are Poisson
     with the unknown rate: no ground truth is needed.
     """
-    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
+    half, held_out = thin(counts.astype(np.int64), 0.5, 0)
     with torch.inference_mode():
-        rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
-    errors = (np.square(unseen - image) - unseen for image in gaussian_filters(seen, _SIGMAS_PX))
-    closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
-    uncertainty = float((own - closest).std() / math.sqrt(own.size))
-    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen), correlated)
+        rate = denoiser(torch.from_numpy(half.astype(np.float32))[None])[0].numpy().astype(float)
+    errors = (np.square(held_out - image) - held_out for image in gaussian_filters(half, _SIGMAS_PX))
+    gaussian, own = min(errors, key=lambda error: float(error.mean())), np.square(held_out - rate) - held_out
+    uncertainty = float((own - gaussian).std() / math.sqrt(own.size))
+    return Scores(float(own.mean()), float(gaussian.mean()), uncertainty, pseudo_psnr_db(half), correlated)
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[np.ndarray]:
@@ -117,7 +117,7 @@ class SampleScores:
     """Samples drawn from one half of an image's photons, scored on the other half."""
 
     n_samples: int
-    room_db: float
+    headroom_db: float
     variance: float  # mean over the pixels
     squared_error: float  # of the denoised image, measured on the other half, with its standard error
     standard_error: float
@@ -130,42 +130,42 @@ def score_samples(sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor
     """
     sizes = _PIECE_PX[counts.ndim - 1]
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
-    seen, unseen = thin(piece.astype(np.int64), 0.5, 0)
-    photons = torch.from_numpy(seen.astype(np.float32))[None]
+    half, held_out = thin(piece.astype(np.int64), 0.5, 0)
+    photons = torch.from_numpy(half.astype(np.float32))[None]
     n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
-        errors = np.square(unseen - denoiser(photons)[0].double().numpy()) - unseen
+        errors = np.square(held_out - denoiser(photons)[0].double().numpy()) - held_out
         samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()
     variance, standard_error = float(samples.var(axis=0, ddof=1).mean()), float(errors.std() / np.sqrt(errors.size))
-    return SampleScores(n_samples, room_db(seen, sampler), variance, float(errors.mean()), standard_error)
+    return SampleScores(n_samples, headroom_db(half, sampler), variance, float(errors.mean()), standard_error)
 
 
-def room_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
+def headroom_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return the headroom of counts (c, [z,] y, x), in dB: how far a sampler may add photons; 0 if it may add none."""
     photons, window = torch.from_numpy(counts.astype(np.float32))[None], list(WINDOW_PX[counts.ndim - 1])
     budget = photon_budget(photons, GAIN, sampler.brightest, window, sampler.least_gain)
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
 
 
-def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
-    """Return `room_db` of the example, and warn if it is low."""
-    room = room_db(example, sampler)
-    if room < WARN_ROOM_DB:
-        warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
-    return room
+def check_headroom(example: np.ndarray, sampler: PosteriorSampler) -> float:
+    """Return `headroom_db` of the example, and warn if it is low."""
+    headroom = headroom_db(example, sampler)
+    if headroom < WARN_ROOM_DB:
+        warnings.warn(f"in images like the example {little_room(headroom)}", GapWarning, stacklevel=5)
+    return headroom
 
 
 def speed_of(run: Callable[[Tensor], Any], photons: np.ndarray) -> str:
     """Describe how long a module takes per 10^6 pixels (voxels) of input (b, c, [z,] y, x) on this machine's CPU."""
-    given = torch.from_numpy(photons)
+    inputs = torch.from_numpy(photons)
     with torch.inference_mode():
-        run(given)  # warm-up
+        run(inputs)  # warm-up
         start = time.perf_counter()
-        run(given)
+        run(inputs)
     seconds = 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
     cores = f"{threads} cores" if (threads := torch.get_num_threads()) > 1 else "1 core"
-    what = "megapixel" if photons.ndim == 4 else "10^6 voxels"
-    return f"{seconds:.2g} s per {what} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
+    unit = "megapixel" if photons.ndim == 4 else "10^6 voxels"
+    return f"{seconds:.2g} s per {unit} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Measured:
     held_out: bool  # whether the scores are from counts that took no part in training
     speed: str  # seconds per 10^6 pixels, and the machine
     samples: SampleScores | None = None  # of sampling zips
-    room_db: float = 0.0  # headroom of the example, of sampling zips
+    headroom_db: float = 0.0  # of the example, for sampling zips
 
     @property
     def facts(self) -> dict[str, Any]:

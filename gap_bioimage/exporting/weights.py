@@ -105,14 +105,14 @@ def without_debug_records(archive: bytes) -> bytes:
 def check_onnx(kind: str) -> None:
     """Raise `ExportError` if this kind of zip cannot have ONNX weights, or the packages are missing."""
     if kind != "denoise":
-        why = "another engine rounds otherwise and then draws other samples, which no test could tell from wrong ones"
+        why = "other engines round differently and draw other samples, which no test can distinguish from wrong ones"
         raise ExportError(f"kind {kind!r} has no ONNX weights, only 'denoise' has: {why}; leave onnx out")
     try:
         importlib.import_module("onnx")
         importlib.import_module("onnxruntime")
     except ImportError as error:
-        told = f"ONNX weights need the packages onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'"
-        raise ExportError(told) from None
+        problem = f"ONNX weights need the packages onnx and onnxruntime ({error})"
+        raise ExportError(f"{problem}; pip install 'gap-bioimage[onnx]'") from None
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[int]) -> None:
@@ -130,8 +130,8 @@ def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[
                 input_names=["photons"], output_names=["rate"], dynamic_axes={"photons": axes, "rate": axes},
             )  # fmt: skip
         except Exception as error:  # the type differs between versions of torch
-            told = " ".join(str(error).split())[:200]
-            raise ExportError(f"torch could not convert the network to ONNX ({told}); leave onnx out") from error
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"torch could not convert the network to ONNX ({reason}); leave onnx out") from error
     onnx = importlib.import_module("onnx")
     model: Any = onnx.load_from_string(target.getvalue())
     for node in model.graph.node:
