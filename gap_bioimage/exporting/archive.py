@@ -94,7 +94,7 @@ def export(
     with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
         process.start()  # imports its libraries while the zip is made
         try:
-            _fill(Path(name), product, card, examples, begin, onnx=onnx)
+            _write_files(Path(name), product, card, examples, begin, onnx=onnx)
         except OSError as error:
             raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
         _zip(Path(name), new)
@@ -108,10 +108,9 @@ def export(
     return replace(report, model=str(out))
 
 
-def _fill(
+def _write_files(
     folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
 ) -> None:
-    """Write the files of the zip into a folder."""
     model, intake = product.model, product.intake
     example = intake.counts(examples[0])
     photons = torch.from_numpy(example.astype(np.float32))[None]

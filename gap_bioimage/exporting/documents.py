@@ -5,6 +5,7 @@ as objects, which Fiji's engine and bioimageio.core up to 0.10.4 cannot read. Cu
 """
 
 import datetime
+import functools
 import hashlib
 import math
 import textwrap
@@ -28,10 +29,9 @@ TEST_INPUT, COVER, README = "test_photons.npy", "cover.png", "README.md"
 ONLY_CORE = "Runs only in bioimageio.core >= 0.10.3, not in Fiji or ilastik."
 """Notice for users of a zip with custom postprocessing."""
 _TAGS = ("denoising", "photon-counting", "poisson", "gap", "unet", "pytorch")
-_LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]
-"""Ids in the zoo of the programs that run a portable zip."""
+_LINKS = ["deepimagej/deepimagej", "ilastik/ilastik"]  # ids in the zoo of the programs that run a portable zip
 _TILE_PX = {2: 512, 3: 64}
-_KEEP_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
+_fill = functools.partial(textwrap.fill, width=110, break_long_words=False, break_on_hyphens=False)
 _PANEL_PX, _LARGEST_PX, _LINE_PX = 400, 256, 2
 _LIMITS = {
     "known_biases": "It has learnt the structures, densities and exposures of its training images, and denoises other "
@@ -91,14 +91,13 @@ def description_of(card: Card, *, custom: bool) -> str:
 
 
 def _tags(card: Card, product: Product) -> list[str]:
-    """Return the tags that the zoo and its partners search for, and the card's own."""
+    """Return the tags that the zoo and its partners search for, then the card's own."""
     sampling = ("posterior-sampling", "uncertainty") if product.sampler else ()
     modality = ("fluorescence-light-microscopy",) if "fluorescence" in (card.modality or "").lower() else ()
     return list(dict.fromkeys([*_TAGS, *sampling, f"{product.model.config.dim}d", *modality, *card.tags]))
 
 
 def _model_facts(model: Model, card: Card) -> dict[str, Any]:
-    """Return the known fields of ``config.bioimageio``."""
     network, dim = model.network, model.config.dim
     memory = f"about {bytes_per_px(network) / 1e3:.1f} GB per 10^6 {'pixels' if dim == 2 else 'voxels'}"
     return {
@@ -205,7 +204,7 @@ def write_readme(path: Path, card: Card, product: Product, measured: Measured) -
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {
-        "wrap": lambda text: textwrap.fill(" ".join(text.split()), 110, **_KEEP_WORDS) + "\n",
+        "wrap": lambda text: "\n\n".join(_fill(" ".join(part.split())) for part in text.strip().split("\n\n")) + "\n",
         "px": lambda sizes: f"{' x '.join(map(str, sizes))} px", "third": lambda size: -(-size // 3),
         "n": lambda number: f"{number:.3g}", "in_words": _in_words,
         "percents": lambda errors: "; ".join(f"{rms:.2%} at {exposure:g}" for exposure, rms in errors.items()),
@@ -226,7 +225,6 @@ def write_readme(path: Path, card: Card, product: Product, measured: Measured) -
 
 
 def _in_words(value: Any) -> str:
-    """Describe how a camera was measured."""
     if isinstance(value, dict):
         named = {key.replace("_95", " (95 % confidence)").replace("_", " "): _in_words(v) for key, v in value.items()}
         return "; ".join(f"{key}: {text}" for key, text in named.items())
@@ -238,8 +236,7 @@ def _in_words(value: Any) -> str:
 def draw_cover(path: Path, counts: np.ndarray, rate: np.ndarray, label: str = "counts") -> None:
     """Draw counts and denoised image (c, [z,] y, x) side by side, with labels and a line between them.
 
-    The cover shows at most 256 x 256 px from the middle of both, each enlarged to a square of whole pixels, on one grey
-    scale.
+    The cover shows at most 256 x 256 px from the middle, each enlarged to a square of whole pixels, on one grey scale.
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -23,7 +23,6 @@ _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
 _FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # in total over all samples, and per sample
 _LEAST_RATE = 0.02  # tests allow differences of 0.001
 
-
 Examples = tuple[NDArray[Any], NDArray[Any] | None]
 """Values for the test tensors, and held-out ones or None, (c, [z,] y, x)."""
 

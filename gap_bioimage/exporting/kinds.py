@@ -28,8 +28,7 @@ from gap_bioimage.model import Model
 from gap_bioimage.sampler import PosteriorSampler
 
 Kind = Literal["denoise", "sample", "sample-hook"]
-_REQUIRES = {"requires": "bioimageio.core>=0.10.3"}
-"""Programs that run custom postprocessing."""
+_REQUIRES = {"requires": "bioimageio.core>=0.10.3"}  # runs custom postprocessing
 HOOK_FILE, OWN_FILE = "sample_posterior.py", "postprocessing.py"
 """File names in the zip: our postprocessing, and the user's, whatever its original name."""
 _DTYPES = ("float32", "float64", *(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)))

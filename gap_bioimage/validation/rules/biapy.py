@@ -73,19 +73,19 @@ def classes(model: Model) -> str | None:
     tags, arguments, is_own = set(model.texts("tags")), _kwargs(model) or {}, False
     names: tuple[str, ...] = _CLASSES
     if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
-        found, place = -1, -1
+        n_classes, index = -1, -1
         architecture = model.weights[_FORMAT].get("architecture")
         source = architecture if isinstance(architecture, dict) else {}
         is_own = any(str(source.get(key)).lower().replace(".py", "") in _NETWORKS for key in ("callable", "source"))
     elif "instance-segmentation" in tags:
-        names, found, place = _CLASSES[1:3], 2, 0 if "biapy" in tags else -1
+        names, n_classes, index = _CLASSES[1:3], 2, 0 if "biapy" in tags else -1
     else:
         return None
-    found = next((arguments[name] for name in names if name in arguments), found)
-    if place == 0 and not isinstance(found, list):
+    n_classes = next((arguments[name] for name in names if name in arguments), n_classes)
+    if index == 0 and not isinstance(n_classes, list):
         return "a model tagged biapy has no list of output_channels in its kwargs"
-    found = found[place] if isinstance(found, list) and found else found
-    if not isinstance(found, int) or (found == -1 and names == _CLASSES and not is_own):
+    n_classes = n_classes[index] if isinstance(n_classes, list) and n_classes else n_classes
+    if not isinstance(n_classes, int) or (n_classes == -1 and names == _CLASSES and not is_own):
         return f"none of {', '.join(names)} is a number in the architecture's kwargs"
     return None
 

@@ -33,7 +33,6 @@ _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
 
-
 rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format", fix=rules.FORMAT_059,
      breaks="Fiji's JDLL cannot read it: newer descriptions write files as {source, sha256}, which it casts to text",
 )(rules.format_version)
