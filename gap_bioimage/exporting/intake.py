@@ -20,8 +20,8 @@ from gap_bioimage.model import CameraLike, Model
 from gap_bioimage.validation.archive.files import read_array
 
 _REGION_PX = {2: (8, 8), 3: (4, 8, 8)}
-_FEW_PHOTONS, _FEWEST_PHOTONS = 100, 20  # in total over all samples, and per sample
-_LEAST_RATE = 0.02  # tests allow differences of 0.001
+_TOTAL_PHOTONS, _PHOTONS_PER_SAMPLE = 100, 20  # in total over all samples, and per sample
+_MIN_RATE = 0.02  # tests allow differences of 0.001
 
 Examples = tuple[NDArray[Any], NDArray[Any] | None]
 """Values for the test tensors, and held-out ones or None, (c, [z,] y, x)."""
@@ -60,7 +60,7 @@ class Intake:
 
     @property
     def scale(self) -> dict[str, Any] | None:
-        """Arguments of ``scale_linear``: camera values to electrons, with the variance of the read noise added."""
+        """Arguments of ``scale_linear``: camera values to electrons, with the variance of other noise added."""
         if self.detector is None:
             return None
         camera = self.detector.camera
@@ -165,12 +165,12 @@ def sparse_counts(counts: np.ndarray, n_samples: int, denoise: Callable[[Tensor]
     starts = [min(s // 4, s - r) for s, r in zip(size, region.shape[1:], strict=True)]
     index = (slice(None), *(slice(start, start + r) for start, r in zip(starts, region.shape[1:], strict=True)))
     sparse, total = np.zeros_like(counts, dtype=np.int64), int(region.sum(dtype=np.int64))
-    n_photons = max(_FEWEST_PHOTONS, _FEW_PHOTONS // n_samples)
+    n_photons = max(_PHOTONS_PER_SAMPLE, _TOTAL_PHOTONS // n_samples)
     while True:
         fraction = min(1.0, n_photons / max(total, 1))
         sparse[index] = thin(region.astype(np.int64), fraction, 0)[0]
         with torch.inference_mode():
             brightest = float(denoise(torch.from_numpy(sparse.astype(np.float32))[None]).max())
-        if fraction == 1.0 or brightest >= _LEAST_RATE:
+        if fraction == 1.0 or brightest >= _MIN_RATE:
             return sparse
         n_photons *= 2

@@ -205,7 +205,7 @@ def product_of(
 
 def _hooked(graph: Product, sampler: PosteriorSampler, copies: int) -> Product:
     """Move the sampler into an operation; the network only passes the counts on."""
-    # base64 is the fastest text encoding to decode, and none is smaller in the zip
+    # base64 decodes faster than other text encodings, and none is smaller in the zip
     archive = base64.encodebytes(zlib.compress(weights.torchscript_of(sampler))).decode()
     source = Path(hook.__file__).read_text(encoding="utf-8")
     source = source.replace("\nCHANNELS = 1\n", f"\nCHANNELS = {sampler.network.channels}\n")

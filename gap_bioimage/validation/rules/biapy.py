@@ -32,7 +32,7 @@ rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", 
 
 rule("biapy.single_input", BLOCKS, _CHECK, breaks="BiaPy accepts only one", fix=rules.ONE_INPUT)(rules.single_input)
 rule("biapy.tag", BLOCKS, _CHECK, weights=(_FORMAT,), fix=f"Tag it with one of {', '.join(_TAGS)}.",
-     asks="A tag that names one of BiaPy's workflows, spelled exactly so.",
+     asks="A tag that names one of BiaPy's workflows, in exact spelling.",
      breaks="BiaPy reads the workflow from the tags, and refuses a model without one",
 )(lambda model: None if set(_TAGS) & set(tags := model.texts("tags"))
   else f"no workflow is among the tags {', '.join(tags) or '(none)'}")

@@ -54,9 +54,8 @@ rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A descrip
      breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
 )(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
 rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_NATIVE,
-     asks="If there is only a state_dict: an architecture that needs nothing but torch, BiaPy, CAREamics, Cellpose or "
-          "StarDist.", fix=rules.ADD_TORCHSCRIPT,
-     breaks="Fiji runs a state_dict in its own Python environment, where this is not installed",
+     asks="If there is only a state_dict: one that needs only torch, BiaPy, CAREamics, Cellpose or StarDist.",
+     breaks="Fiji runs it in its own Python environment, where this is not installed", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.foreign_imports(model, _INSTALLED))
 rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
      weights=("pytorch_state_dict",), unless=_NATIVE, breaks="JDLL accepts no other file names",
@@ -69,7 +68,7 @@ rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes with
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
                       for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
 rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles (2026-11)", versions="0.5",
-     asks="Outputs as large as the input that their sizes refer to; JDLL reads other sizes right in format 0.4 only.",
+     asks="Outputs as large as the input that their sizes refer to; JDLL reads others correctly only in format 0.4.",
      breaks="JDLL multiplies sizes by the scale instead of dividing, and applies the offset twice",
      fix="State the sizes of input and output as numbers, or enlarge (crop, pad) the output in the network.",
 )(lambda model: first(f"the output axis {axis.id} of {tensor.id!r} has scale {axis.scale:g} and offset {offset}"
@@ -77,9 +76,8 @@ rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles 
                       if isinstance(size := axis.written.get("size"), dict) and "axis_id" in size
                       and ((offset := size.get("offset") or 0) or axis.scale not in (0, 1))))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
-     asks="An explicit id on every space axis.",
+     asks="An explicit id on every space axis.", fix="Write id: x on that axis, although it is the default.",
      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
-     fix="Write id: x on that axis, although it is the default.",
 )(lambda model: first(f"a space axis of {tensor.id!r} has no id" for tensor in model.tensors for axis in tensor.axes
                       if axis.kind == "space" and not axis.written.get("id")))
 rule("fiji.explicit_tensor_ids", BLOCKS, "JDLL 0.6.4-SNAPSHOT, findInputTensor and TileCalculator (2026-11)",
@@ -87,7 +85,7 @@ rule("fiji.explicit_tensor_ids", BLOCKS, "JDLL 0.6.4-SNAPSHOT, findInputTensor a
      breaks="JDLL looks tensors up by their ids, and ends with a NullPointerException",
      fix="Write id: input or id: output on that tensor, although it is the default.",
 )(lambda model: first(f"the {tensor.id} has no id" for tensor in model.tensors if not tensor.written.get("id")))
-rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same axis order in and out.", breaks="JDLL uses one order for all",
+rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same axis order in and out.", breaks="JDLL uses the same for all",
      fix="Use one axis order.",
 )(lambda model: first(f"axis orders differ: {', '.join(model.tensors[0].axis_ids)} and {', '.join(tensor.axis_ids)}"
                       for tensor in model.tensors if tensor.axis_ids != model.tensors[0].axis_ids))
@@ -100,8 +98,6 @@ rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network tha
      fix="Train with batch normalisation or none; run.tiled measures the effect.",
 )(lambda model: first(f"the TorchScript code uses {norm}, which normalises over all pixels"
                       for norm in rules.torchscript_code(model).norms))
-
-
 rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
      asks="TorchScript weights at the top level.", fix="Put the weights at the top level.",
      breaks="JDLL finds weights at the package's top level only",

@@ -121,7 +121,7 @@ rule("zoo.tags", STYLE, _GUIDE, asks="Tags.", breaks="nobody finds the model",
      fix="Add tags, e.g. denoising, 2d, fluorescence.",
 )(lambda model: None if model.texts("tags") else "there are no tags")
 rule("zoo.maintainers", STYLE, _GUIDE, asks="A maintainer with a GitHub name.", breaks="the zoo has nobody to ask",
-     fix="List a maintainer, a person, with a github_user.",
+     fix="List a person with a github_user as maintainer.",
 )(lambda model: None if any(person.get("github_user")
                             for person in model.mappings("maintainers") or model.mappings("authors"))
   else "nobody listed has a github_user")

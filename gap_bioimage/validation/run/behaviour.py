@@ -47,7 +47,7 @@ def output_kind(runner: Runner) -> Outcome:
            fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
            weights=("torchscript",), compares=True)  # fmt: skip
 def as_loaded(runner: Runner) -> Outcome:
-    """The TorchScript computes the same as saved as in evaluation mode: Fiji's engine does not call eval()."""
+    """The TorchScript as saved computes the same as in evaluation mode: Fiji's engine does not call eval()."""
     expected, got = runner.run(runner.small_inputs, postprocess=False), runner.script.as_saved
     if isinstance(got, str):
         raise NotApplicable(_NO_TENSORS)
@@ -174,13 +174,13 @@ run_check("run.single_photon", Severity.DEGRADES, asks="An image with a single c
 )(lambda runner: _finite(runner, 1, "a single count of 1"))  # fmt: skip
 
 
-def _finite(runner: Runner, n_photons: int, name: str) -> Outcome:
+def _finite(runner: Runner, n_photons: int, description: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
         array[tuple(size // 2 for size in array.shape)] = n_photons
     if broken := reference.not_finite(runner.run(inputs)):
-        return Outcome("failed", f"for {name}, {broken}")
-    return Outcome("passed", f"{name} gives finite outputs")
+        return Outcome("failed", f"for {description}, {broken}")
+    return Outcome("passed", f"{description} gives finite outputs")
 
 
 @run_check("run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
@@ -216,7 +216,7 @@ def cost(runner: Runner) -> Outcome:
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
         larger = (runner.sizes(2**k)[0] for k in reversed(range(10)))
-        if fitting := next((found for found in larger if voxels(found) <= _COST_VOXELS), None):
+        if fitting := next((candidate for candidate in larger if voxels(candidate) <= _COST_VOXELS), None):
             inputs = runner.inputs_of(fitting)
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
@@ -250,9 +250,8 @@ def sizes(runner: Runner) -> Outcome:
             return Outcome("failed", f"input size {shape} raised {error}")
         for name, axis, size in ((name, *pair) for name, axes in outputs.items() for pair in axes.items()):
             got = produced[name].shape[runner.axes(name).index(axis)]
-            # a data-dependent size has bounds
-            least, most = (size, size) if isinstance(size, int) else (size.min, size.max)
-            if got < least or (most is not None and got > most):
+            low, high = (size, size) if isinstance(size, int) else (size.min, size.max)  # data-dependent: bounds
+            if got < low or (high is not None and got > high):
                 return Outcome("failed", f"for input size {shape}, {name!r} is {got} along {axis}, declared is {size}")
         done.append(shape)
     if not done:
@@ -274,11 +273,11 @@ def below_min(runner: Runner) -> Outcome:
     """Multiples of step below min run too: deepImageJ's engine does not enforce min."""
     if not runner.steps or runner.follows:
         raise NotApplicable(_FIXED if not runner.steps else "input sizes refer to those of other inputs")
-    least, _ = runner.sizes(0)
-    multiples = {(tensor, axis): (least[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}
+    minimum, _ = runner.sizes(0)
+    multiples = {(tensor, axis): (minimum[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}
     highest, tried = max(multiples.values()), list[tuple[int, ...]]()
     for k in [1, highest][: min(highest, 1 if runner.is_stochastic else 2)]:
-        smaller = {tensor: dict(axes) for tensor, axes in least.items()}
+        smaller = {tensor: dict(axes) for tensor, axes in minimum.items()}
         for (tensor, axis), step in runner.steps.items():
             smaller[tensor][axis] = step * max(1, min(k, multiples[tensor, axis]))
         if voxels(smaller) > MAX_VOXELS:

@@ -16,25 +16,24 @@ _SAFETY = 0.9
 _FAR_PX = 64  # least distance up to which a sufficient halo is searched
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
-
 Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the number: input pixels per output pixel
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
     """Cut an image along each axis in turn, on both sides; profiles reach at least ``reach_px`` input pixels."""
     axes = dict.fromkeys(axis for _, axis in runner.steps)
-    return {place: cut for axis in axes for place, cut in _cuts_along(runner, axis, reach_px).items()}
+    return {key: cut for axis in axes for key, cut in _cuts_along(runner, axis, reach_px).items()}
 
 
 def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
-    keys = {key: step for key, step in runner.steps.items() if key[1] == axis}
-    first, step = next(iter(keys.items()))
-    smallest = runner.sizes(0)[0][first[0]][axis]
+    steps = {key: step for key, step in runner.steps.items() if key[1] == axis}
+    (first, _), step = next(iter(steps.items()))
+    smallest = runner.sizes(0)[0][first][axis]
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
     # a margin of whole tiles, so that both images start on the pooling grid
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
     others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
-    small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
+    small, large = (runner.sizes(others | dict.fromkeys(steps, n))[0] for n in ns)
     if voxels(large) > MAX_VOXELS:
         raise NotApplicable("an image of three tiles is too large to run here")
     # for every input that grows along the axis: its size may also follow that of another input
@@ -43,8 +42,8 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     if any(growth and of != axis for (_, of), growth in growths.items()):
         raise NotApplicable("the size of one axis follows that of another, so no axis can be cut alone")
 
-    def part(name: str, array: NDArray[Any], place: slice) -> NDArray[Any]:
-        return array[tuple(place if other == axis else slice(None) for other in runner.axes(name))]
+    def part(name: str, array: NDArray[Any], window: slice) -> NDArray[Any]:
+        return array[tuple(window if other == axis else slice(None) for other in runner.axes(name))]
 
     image = runner.inputs_of(large)
     for name, margin in margins.items():
@@ -54,15 +53,15 @@ def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
     image = runner.preprocess(image)
     cut = {name: part(name, image[name], slice(margin, margin + small[name][axis])) for name, margin in margins.items()}
     whole, middle = runner.run(image, preprocessed=True), runner.run(image | cut, preprocessed=True)
-    found: Cuts = {}
-    for name, made in middle.items():
-        place = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
-        margin = (whole[name].shape[place] - made.shape[place]) // 2
-        expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
-        if place >= 0 and margin > 0 and expected.shape == made.shape:
-            evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
-            found[name, axis] = EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin
-    return found
+    cuts: Cuts = {}
+    for name, got in middle.items():
+        index = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
+        margin = (whole[name].shape[index] - got.shape[index]) // 2
+        expected = part(name, whole[name], slice(margin, margin + got.shape[index]))
+        if index >= 0 and margin > 0 and expected.shape == got.shape:
+            evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, got)
+            cuts[name, axis] = EdgeProfile.of(expected, got, index), evidence, margins[first] / margin
+    return cuts
 
 
 @run_check("run.tiled", Severity.DEGRADES, breaks="tiles show seams", once=True, compares=True,
@@ -83,17 +82,17 @@ def tiled(runner: Runner) -> Outcome:
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
-    if _needed(cuts) is None:  # search farther, if so large an image can be run here
+    if _sufficient(cuts) is None:  # search farther, if so large an image can be run here
         with contextlib.suppress(NotApplicable):
             cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
     undeclared = "" if any(runner.halo.values()) else "; no halo is declared"
     evidence = tuple(item for _, item, _ in cuts.values())
-    if (needed := _needed(cuts)) is None:
+    if (sufficient := _sufficient(cuts)) is None:
         tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
         return Outcome("failed", f"{text}; no halo up to {tried} px suffices{undeclared}", fix, evidence)
-    halo, least = map(_in_words, needed)
-    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {least}."
+    halo, minimum = map(_in_words, sufficient)
+    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {minimum}."
     return Outcome("failed", f"{text}; a halo of {halo} suffices{undeclared}", fix, evidence)
 
 
@@ -107,18 +106,19 @@ def _seam(runner: Runner, cuts: Cuts) -> float:
     return math.sqrt(max(squares.values(), default=0.0))
 
 
-def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
-    """Return a sufficient halo per axis and the min that holds it; None if the cuts do not reach that far."""
-    halos, least = dict[str, int](), dict[str, int]()
+def _sufficient(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
+    """Return the halo per axis that suffices and the min that holds it; None if the cuts do not reach that far."""
+    halos, minimum = dict[str, int](), dict[str, int]()
     for (name, axis), (profile, _, input_px) in cuts.items():
         halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-        least[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
-    return halos, least
+        minimum[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), minimum.get(axis, 0))
+    return halos, minimum
 
 
 def _in_words(pixels: Mapping[str, int]) -> str:
-    by_axis = [f"{axis} {n}" for axis, n in pixels.items()]
-    return f"{next(iter(pixels.values()))} px" if len({*pixels.values()}) == 1 else f"{', '.join(by_axis)} px"
+    if len({*pixels.values()}) == 1:
+        return f"{next(iter(pixels.values()))} px"
+    return f"{', '.join(f'{axis} {n}' for axis, n in pixels.items())} px"

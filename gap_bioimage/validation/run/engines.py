@@ -31,8 +31,7 @@ OLDER_ENGINE = registry.declare(
 OTHER_VERSIONS = registry.declare(
     "core.other_versions", "run", Severity.DEGRADES,
     asks="The same results in the versions of bioimageio.core given with --engine.",
-    breaks="users of these versions cannot run it", fix="Use a format_version and operations of that version.",
-    order=2,
+    breaks="users of these versions cannot run it", fix="Use a format_version and operations of that version.", order=2,
 )  # fmt: skip
 
 

@@ -38,8 +38,7 @@ CONTROL = registry.declare(
 )  # fmt: skip
 CORE_TEST = registry.declare(
     "core.test", "run", Severity.BLOCKS, asks="bioimageio.core's own test.",
-    breaks="bioimageio.core gives other results, or none",
-    fix=registry.RUNS, order=-9,
+    breaks="bioimageio.core gives other results, or none", fix=registry.RUNS, order=-9,
 )  # fmt: skip
 AGREEMENT = registry.declare(
     "run.formats_agree", "run", Severity.DEGRADES, asks="The same results from all weights formats.",
@@ -131,7 +130,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
 
 
 def negative_control(model: Model) -> Outcome:
-    """Check that the tolerance rejects shuffled pixels, or a doubled single value: it accepts any small outputs."""
+    """Check that the tolerance, which accepts any small output, rejects shuffled pixels or a doubled single value."""
     accepted = []
     for tensor in model.outputs:
         expected = model.test_array(tensor)
@@ -219,7 +218,7 @@ def keep_evidence(
     if folder is None or not outcome.evidence:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    drawings = []
     for item in outcome.evidence:
         stem = re.sub(r"[^A-Za-z0-9_.]+", "_", f"{check_id}_{item.title}")[:120]
         arrays = {"given": item.given, "expected": item.expected, "got": item.got}
@@ -228,8 +227,8 @@ def keep_evidence(
                 with replacing(folder / f"{stem}_{name}.npy") as temporary:
                     np.save(temporary, array)
         draw_evidence(folder / f"{stem}.png", item)
-        drawn.append((item.title, folder / f"{stem}.png"))
-    return drawn
+        drawings.append((item.title, folder / f"{stem}.png"))
+    return drawings
 
 
 def draw_evidence(path: Path, evidence: Evidence) -> None:

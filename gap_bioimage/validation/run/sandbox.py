@@ -42,7 +42,7 @@ _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
 PROCESS = declare(
-    "run.process", "run", Severity.BLOCKS, asks="A model that does not end its process.",
+    "run.process", "run", Severity.BLOCKS, asks="A model that does not crash its process.",
     breaks="the program that runs it would crash", fix="Correct the failed checks first.", order=9,
 )  # fmt: skip
 Message = dict[str, Any]
@@ -125,7 +125,7 @@ class Sandbox:
         try:
             if "ready" not in self._next(Limits(_START_S)):
                 raise RuntimeError("the process for running models does not start; reinstall gap-bioimage")
-            with contextlib.suppress(OSError):  # a message will report that it ended
+            with contextlib.suppress(OSError):  # the next message reports that the worker has ended
                 # unpickling checks bioimageio.spec's file paths again, relative to this folder
                 pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), process.stdin)  # type: ignore[arg-type]
                 process.stdin.flush()  # type: ignore[union-attr]
@@ -174,7 +174,7 @@ class Sandbox:
             with contextlib.suppress(OSError):
                 if _FORKS:
                     os.killpg(model.pid, signal.SIGKILL)  # all at once: the remaining ones would start others
-            with contextlib.suppress(psutil.Error):  # ended in between
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
                 model.kill()
         process, self._process, self._model = self._process, None, None
         process.kill()
@@ -186,7 +186,7 @@ class Sandbox:
 
 def _memory(process: psutil.Process, kind: str) -> int:
     """Return resident memory (``rss``), or its proportional share (``pss``) where the system reports it, in bytes."""
-    with contextlib.suppress(psutil.Error):  # ended in between
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
         info = process.memory_info() if kind == "rss" else process.memory_full_info()
         return int(getattr(info, kind, info.rss))
     return 0

@@ -101,25 +101,27 @@ class Session:
 
     def _run_all(self, runners: Mapping[str, Runner]) -> None:
         """Run every check on all weights; on one of them only, if the weights agree and the check takes long."""
-        agree, job = None, self.job
+        agreement, job = None, self.job
         if len(runners) > 1:
-            agree = self._check(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
-        for made in registry.definitions("run"):
-            names = [name for name in runners if not made.weights or name in made.weights]
+            agreement = self._check(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
+        for definition in registry.definitions("run"):
+            names = [name for name in runners if not definition.weights or name in definition.weights]
             # samplers run their network many times for each output
-            is_slow = made.once or any(runners[name].is_stochastic for name in names)
-            if is_slow and agree is not None and agree.status == "passed":
+            is_slow = definition.once or any(runners[name].is_stochastic for name in names)
+            if is_slow and agreement is not None and agreement.status == "passed":
                 names = names[-1:]
             if names:
-                self._check(made, partial(_judge, made, runners), names)
+                self._check(definition, partial(_judge, definition, runners), names)
         if job.engines and (script := runners.get("torchscript")) is not None:
             self._check(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
-    def _check(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
+    def _check(
+        self, definition: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()
+    ) -> Outcome | None:
         """Run a check, unless it is done; exceptions of the model fail it, its own exceptions leave the result open."""
-        if made.id in self.job.done and made is not LOADS:  # loaded models are lost with their process
+        if definition.id in self.job.done and definition is not LOADS:  # loaded models are lost with their process
             return None
-        self.send(begin=made.id)
+        self.send(begin=definition.id)
         outcomes, model_raised = list[tuple[str, Outcome]](), False
         for name in names or [""]:
             try:
@@ -127,34 +129,34 @@ class Session:
             except NotApplicable as reason:
                 outcome = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), "" if made is LOADS else RUNS), True
+                outcome, model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
             except Exception as error:
                 outcome = raised(error)
             outcomes.append((name, outcome))
         outcome = registry.merge_outcomes(outcomes) if names else outcome
-        self._report(made, outcome, model_raised=model_raised)
+        self._report(definition, outcome, model_raised=model_raised)
         return outcome
 
-    def _report(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
-        if made.id in self.job.done:
+    def _report(self, definition: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+        if definition.id in self.job.done:
             return
-        check = made.check(outcome)
+        check = definition.check(outcome)
         if model_raised:  # a model that raises does not run, whatever the severity of the check
             check = replace(check, status=outcome.status)
-        drawn = reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
-        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
+        pictures = reference.keep_evidence(definition.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
+        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in pictures])
 
 
-def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
+def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
     runner = runners[name]
-    if made.id in _WITHOUT_OUTPUT:
-        return made.outcome_of(runner)
+    if definition.id in _WITHOUT_OUTPUT:
+        return definition.outcome_of(runner)
     broken = reference.non_finite_outputs(runner)
-    if made.id in _OTHER_SIZES and not runner.takes_declared_sizes:
+    if definition.id in _OTHER_SIZES and not runner.takes_declared_sizes:
         raise NotApplicable("the smallest declared size does not run, see run.sizes")
-    if made.compares and broken:
+    if definition.compares and broken:
         raise NotApplicable(f"nothing can be compared: for the test input, {broken}")
-    return made.outcome_of(runner)
+    return definition.outcome_of(runner)
 
 
 def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
@@ -182,8 +184,8 @@ def _obstacle(job: Job, model: Model, weights_format: str) -> Outcome | None:
     if weights_format == "pytorch_state_dict":
         with suppress(NotApplicable):  # not Python: loading will report it
             libraries |= rules.imported(model) or set()
-    own = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}  # loading reports these
-    for name in sorted(name for name in libraries - own if name.isidentifier()):
+    packaged = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}
+    for name in sorted(name for name in libraries - packaged if name.isidentifier()):  # loading reports packaged ones
         if importlib.util.find_spec(name) is None:
             return Outcome("skipped", f"{weights_format} needs {name}, which is not installed", f"Install {name}.")
     return None
