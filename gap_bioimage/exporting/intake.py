@@ -111,8 +111,7 @@ def example_values(model: Model, intake: Intake, test_image: xr.DataArray | str 
     try:
         example, held_out = (np.array(read_array(folder / name)) for name in ("example.npy", "held_out.npy"))
     except (ValueError, OSError) as error:
-        problem = f"an example in {folder} is damaged: it {error}"
-        raise ExportError(f"{problem}; give an image with test_image (--test-image)") from None
+        raise ExportError(f"an example in {folder} is damaged ({error}); give a test_image (--test-image)") from None
     own = Intake.of(model)
     if own == intake:
         return example, held_out

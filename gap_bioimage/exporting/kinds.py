@@ -48,12 +48,11 @@ class Operation:
         return f"{self.callable}({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
 
     @classmethod
-    def read(cls, path_and_name: str, kwargs: Mapping[str, Any] | None = None) -> Self:
+    def read(cls, spec: str, kwargs: Mapping[str, Any] | None = None) -> Self:
         """Read a user's own operation, "FILE.py:NAME"; raise `ExportError` if it cannot be created."""
-        file, _, name = path_and_name.rpartition(":")
+        file, _, name = spec.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
-            expected = "expected FILE.py:NAME, such as threshold.py:Threshold"
-            raise ExportError(f"the postprocessing is {path_and_name!r}, {expected}")
+            raise ExportError(f"the postprocessing is {spec!r}, expected FILE.py:NAME, such as threshold.py:Threshold")
         arguments = {} if kwargs is None else kwargs
         try:
             is_plain = yaml.safe_load(yaml.safe_dump(arguments)) == arguments

@@ -26,7 +26,7 @@ MOST_HALO_PX = {2: 160, 3: 40}
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 _Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # sigma along z over sigma in the plane
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
-_LEAST_SAMPLES = 4
+_MIN_SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def score_samples(sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
     half, held_out = thin(piece.astype(np.int64), 0.5, 0)
     photons = torch.from_numpy(half.astype(np.float32))[None]
-    n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
+    n_samples = max(_MIN_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
         errors = np.square(held_out - denoiser(photons)[0].double().numpy()) - held_out
         samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()

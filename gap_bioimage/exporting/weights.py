@@ -111,8 +111,7 @@ def check_onnx(kind: str) -> None:
         importlib.import_module("onnx")
         importlib.import_module("onnxruntime")
     except ImportError as error:
-        problem = f"ONNX weights need the packages onnx and onnxruntime ({error})"
-        raise ExportError(f"{problem}; pip install 'gap-bioimage[onnx]'") from None
+        raise ExportError(f"ONNX needs onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'") from None
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[int]) -> None:

@@ -71,12 +71,11 @@ def other_engines(runner: Runner, engines: Sequence[str], seconds: float) -> Out
     """Compare the TorchScript's results in other versions of torch, as strictly as the zoo's deepImageJ check."""
     expected = runner.run(runner.test_inputs, postprocess=False)
     names = {python: f"torch {_versions(python)['torch']}" for python in engines}
-    return registry.merge_outcomes(
-        (name, _one_engine(runner, python, expected, seconds)) for python, name in names.items()
-    )
+    outcomes = ((name, _one_engine(runner, python, name, expected, seconds)) for python, name in names.items())
+    return registry.merge_outcomes(outcomes)
 
 
-def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -> Outcome:
+def _one_engine(runner: Runner, python: str, name: str, expected: Arrays, seconds: float) -> Outcome:
     import torch
 
     with tempfile.TemporaryDirectory(prefix="gap-engine-") as folder:
@@ -93,8 +92,7 @@ def _one_engine(runner: Runner, python: str, expected: Arrays, seconds: float) -
     if worst == 0 and max(durations[1:]) > max(_SLOW, _SLOW * durations[0]):
         times = ", ".join(f"{seconds:.3g}" for seconds in durations)
         return Outcome("warning", f"{text}, but runs of one image take {times} s: it compiles the graph", _COMPILES)
-    version = f"torch {_versions(python)['torch']}"
-    evidence = tuple(Evidence(f"{n}, {version}", runner.axes(n), array, made) for (n, array), made in pairs)
+    evidence = tuple(Evidence(f"{n}, {name}", runner.axes(n), array, made) for (n, array), made in pairs)
     return Outcome("passed" if worst == 0 else "failed", text, "", evidence)
 
 

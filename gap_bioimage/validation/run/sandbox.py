@@ -36,8 +36,8 @@ from gap_bioimage.validation.run.session import Job, Session
 _POLL_S = 0.05
 _START_S = 300.0  # importing torch from a slow disk takes minutes
 _MAX_DEATHS = 3
-_MOST_PROCESSES = 200
-_MOST_DEPTH = 3_000
+_MAX_PROCESSES = 200
+_MAX_DEPTH = 3_000
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
@@ -153,8 +153,8 @@ class Sandbox:
 
     def _excess(self, memory: int) -> str:
         self._checked_at, models = time.monotonic(), self._models()
-        if len(models) > _MOST_PROCESSES:
-            return f"started more than {_MOST_PROCESSES} processes"
+        if len(models) > _MAX_PROCESSES:
+            return f"started more than {_MAX_PROCESSES} processes"
         # rss counts pages shared by forks once for each of them; pss divides them, but takes longer to read
         if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
             return f"took more than {memory / 2**30:.3g} GiB of memory"
@@ -216,7 +216,7 @@ def _failed(message: Message) -> Check:
 
 def _work(root: str, pickled: bytes, send: Callable[..., None]) -> None:
     set_limit = sys.setrecursionlimit  # if a model raised it, endless recursion would fill stack or memory
-    vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MOST_DEPTH))
+    vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MAX_DEPTH))
     try:
         send(model=os.getpid())
         os.chdir(root)
