@@ -80,7 +80,7 @@ def export(
     if kind not in (kinds := get_args(Kind)):
         raise ExportError(f"kind {kind!r} cannot be exported; expected one of {', '.join(kinds)}")
     if Path(out).suffix.lower() != ".zip":
-        raise ExportError(f"programs cannot find {out} by its suffix; give a path that ends in .zip")
+        raise ExportError(f"{out} lacks the suffix that programs look for; give a path that ends in .zip")
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)

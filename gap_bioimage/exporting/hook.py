@@ -40,7 +40,7 @@ def load_sampler(device: str = "cpu") -> Any:
     """Return the sampler as TorchScript.
 
     ``load_sampler().sample(photons, n_samples, n_steps, seed)`` takes counts (batch, channel, [z,] y, x) as a
-    float32 tensor, and returns samples with one axis more, in front.
+    float32 tensor, and returns samples with an additional first axis.
     """
     archive = zlib.decompress(base64.b64decode(TORCHSCRIPT))
     load: Any = torch.jit.load

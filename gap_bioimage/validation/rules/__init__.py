@@ -179,7 +179,7 @@ def own_dependencies(model: Model, installed: Collection[str]) -> str | None:
 
 
 def _imports(path: Path, network: str) -> set[str]:
-    """Return what a network imports from outside Python and this file, the only one that bioimageio.core copies."""
+    """Return a network's imports from outside Python and from files next to this one, which core does not copy."""
     called, n_called = {network, "forward"}, 0
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
