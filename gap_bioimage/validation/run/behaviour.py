@@ -117,7 +117,8 @@ def dtypes(runner: Runner) -> Outcome:
     dtypes = _DTYPES[: 1 if runner.is_stochastic else None]
     if problem := _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes):
         return Outcome("failed", problem)
-    return Outcome("passed", f"{', '.join(dtypes)} give the same as float32, through the declared preprocessing")
+    through = "through the declared preprocessing, in bioimageio.core"
+    return Outcome("passed", f"{', '.join(dtypes)} give the same as float32, {through}")
 
 
 @run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that do not convert images cannot run it",
