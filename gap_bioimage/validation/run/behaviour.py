@@ -272,7 +272,7 @@ def _size_parameters(runner: Runner) -> list[dict[Axis, int]]:
            fix="Make the network accept every multiple of step.", weights=("torchscript",))  # fmt: skip
 def below_min(runner: Runner) -> Outcome:
     """Multiples of step below min run too: deepImageJ's engine does not enforce min."""
-    if not runner.steps or runner.follows:
+    if not runner.steps or runner.has_linked_sizes:
         raise NotApplicable(_FIXED if not runner.steps else "input sizes refer to those of other inputs")
     minimum, _ = runner.sizes(0)
     multiples = {(tensor, axis): (minimum[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}

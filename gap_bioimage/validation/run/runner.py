@@ -81,7 +81,7 @@ class Runner:
             self._pipeline()  # raises if bioimageio.core lacks a step
         with quiet(), of_the_model("the test tensors"):
             self._inputs, outputs = get_test_input_sample(descr), get_test_output_sample(descr)
-        self._statistics: Mapping[Any, Any] = {}  # statistics of the inputs preprocessed last
+        self._statistics: Mapping[Any, Any] = {}  # of the inputs preprocessed last
         self.test_inputs, self.test_outputs = _arrays(self._inputs), _arrays(outputs)
         members = {**self._inputs.members, **outputs.members}
         self._axes = {str(name): tuple(map(str, tensor.dims)) for name, tensor in members.items()}
@@ -90,7 +90,7 @@ class Runner:
         # of parameterized input sizes
         self.steps: dict[Axis, int] = {key: a.size.step for key, a in axes.items() if hasattr(a.size, "step")}
         # whether input sizes refer to those of other inputs, so that no axis can vary alone
-        self.follows = is_new and any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes)
+        self.has_linked_sizes = is_new and any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes)
         # in output pixels
         self.halo: dict[Axis, int] = {key: int(a.halo) for key, a in axes.items() if getattr(a, "halo", 0)}
 
@@ -103,7 +103,7 @@ class Runner:
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether ``config.gap_bioimage`` declares a sampler: slow, and with different samples in each tile."""
+        """Whether ``config.gap_bioimage`` declares a sampler, which is slow and draws other samples in each tile."""
         config = section(self.rdf, "gap_bioimage")
         return isinstance(config, dict) and config.get("stochastic") is True
 
