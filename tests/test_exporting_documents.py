@@ -117,7 +117,7 @@ def test_the_python_of_the_readme_runs_and_its_tiles_are_on_the_pooling(tmp_path
     assert block % 2 == 0
 
 
-DRAWN = ["1 + 3 x 7 = 22", "12.3 dB", "6.2 dB of room", "here 5", "0.0789", "0.0987 +- 0.0051"]
+DRAWN = ["1 + 3 x 7 = 22", "12.3 dB", "6.2 dB of headroom", "here 5", "0.0789", "0.0987 +- 0.0051"]
 NAMES = "1 mean, 2 std, 3 sample1, 4 sample2, 5 sample3"
 IN_3D = [ONLY_CORE, "sample_posterior.py", "sampler_weights.pt", "15 x 63 x 63 px", "(batch, channel, z, y, x)"]
 

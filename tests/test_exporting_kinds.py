@@ -235,7 +235,7 @@ NOT_MADE = [
     ("class Op: ...", "Other", {}, "AttributeError"),
     ("import a_module_that_is_nowhere", "Op", {}, "ModuleNotFoundError"),
     ("def broken(:", "Op", {}, "SyntaxError"),
-    (OPERATION, "Op", {"below": 1}, r"Op\(below=1\) cannot be made: TypeError.*postprocessing_kwargs"),
+    (OPERATION, "Op", {"below": 1}, r"Op\(below=1\) cannot be created: TypeError.*postprocessing_kwargs"),
     (OPERATION, "Op", {"above": object()}, "plain values of yaml"),
     (OPERATION, "Op", {"above": (1, 2)}, "plain values of yaml"),
 ]
@@ -255,8 +255,8 @@ UNFIT = [
     ("return array > 1", "bool"),
     ("return np.log(array * 0)", "not finite"),
     ("raise OSError('no disk')", "raised OSError: no disk for an array of shape"),
-    ("return array + np.random.random(array.shape)", "another result for the same array"),
-    ("self.above += 1; return array + self.above", "another result for the same array"),
+    ("return array + np.random.random(array.shape)", "a different result when called again"),
+    ("self.above += 1; return array + self.above", "a different result when called again"),
 ]
 
 

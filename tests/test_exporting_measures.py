@@ -59,7 +59,7 @@ def test_channels_and_depth_are_not_blurred_into_each_other() -> None:
     [
         (Scores(0.9, 0.6, 0.01, 2.5), "is 50% above that of"),
         (Scores(0.3, 0.6, 0.01, 2.5), "is 50% below that of the best Gaussian filter, 3.0 dB"),
-        (Scores(0.45, 0.6, 0.1, 2.5), "with so few photons held out that chance alone makes 33%"),
+        (Scores(0.45, 0.6, 0.1, 2.5), "with so few held-out photons chance alone makes 33%"),
         (Scores(-0.65, 0.1, 0.05, 2.5), "is not known"),
         (Scores(0.3, 0.6, 0.01, 2.5, correlated=True), "is not known"),
         (score_on_halves(lambda photons: photons, np.zeros((1, 16, 16), np.int64)), "is not measurably different"),
@@ -80,7 +80,7 @@ def sampler_to(brightest: float, **more: Any) -> Any:
 def test_room_is_what_the_trained_range_leaves_and_little_is_warned_about(brightest: float, room: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = measures.check_room(np.full((1, 80, 80), 3), sampler_to(brightest))
+        found = measures.check_headroom(np.full((1, 80, 80), 3), sampler_to(brightest))
     assert found == pytest.approx(room, abs=0.01)
     assert len(caught) == (room < 6)
 
@@ -100,4 +100,4 @@ def test_the_spread_of_samples_is_judged_by_the_true_error() -> None:
     assert scores.variance == pytest.approx(0.7**2, rel=0.02)
     assert scores.squared_error == pytest.approx(1.0, abs=4 * scores.standard_error)  # halves of 6 and 2: 2 +- 1
     assert scores.standard_error < 0.05
-    assert scores.room_db == pytest.approx(10.0, abs=0.3)
+    assert scores.headroom_db == pytest.approx(10.0, abs=0.3)

@@ -185,9 +185,9 @@ def test_the_kind_of_output_is_told(tmp_path: Path, annotation: str, result: str
         ("zero", "", "passed", "finite outputs"),
         ("zero", "rate = rate / rate.sum()", "failed", "256 of 256 values of 'rate' are NaN"),
         ("single_photon", "rate = rate / (photons.sum() - 1.0)", "failed", "are NaN or infinite"),
-        ("dtypes", "", "passed", "uint16, int32, float64 give what float32 gives"),
+        ("dtypes", "", "passed", "uint16, int32, float64 give the same as float32"),
         ("cost", "", "passed", "s and"),
-        ("tiled", "rate = rate / rate.mean() * 20.0", "failed", "none up to"),
+        ("tiled", "rate = rate / rate.mean() * 20.0", "failed", "no halo up to"),
     ],
 )
 def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str, status: str, words: str) -> None:
@@ -200,9 +200,9 @@ def test_a_model_that_misbehaves_is_noticed(tmp_path: Path, name: str, body: str
     ("forward", "step", "status", "words"),
     [
         ("photons.float()", {}, "passed", "takes uint8, int32, int64, float64"),
-        ("photons", {}, "failed", "in the graph itself, images are refused, such as uint8"),
+        ("photons", {}, "failed", "in the graph itself, images of dtype uint8 are refused"),
         ("photons.float() + float(photons.dtype == torch.float64)", {}, "failed", "float64 differ by"),
-        ("photons", {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped", "makes float32 of every image"),
+        ("photons", {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}, "skipped", "every image to float32"),
         ("photons", {"id": "clip", "kwargs": {"min": 0.0, "max": 9.0}}, "failed", "refused"),
     ],
 )

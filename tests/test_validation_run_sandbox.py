@@ -83,7 +83,7 @@ def test_one_process_serves_several_models_that_do_not_meet(tmp_path: Path, mode
 def test_a_model_that_starts_processes_without_end_is_ended(
     tmp_path: Path, limited: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_MOST_PROCESSES", 8)
+    monkeypatch.setattr(module, "_MAX_PROCESSES", 8)
     body = f"[os.fork() or time.sleep(60) for _ in range(12)] and time.sleep(60) if {DARK} else None"
     checks = run(with_code(tmp_path, body), limited)
     assert "8 processes" in checks["run.zero"].message

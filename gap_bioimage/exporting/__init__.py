@@ -1,1 +1,1 @@
-"""From a trained network to a bioimage.io model zip; the only room besides ``validation/`` that knows bioimageio."""
+"""Export of trained networks as bioimage.io zips; with ``validation/`` the only folder that imports bioimageio."""

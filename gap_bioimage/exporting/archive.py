@@ -45,7 +45,7 @@ def export(
     Parameters
     ----------
     model, out
-        A model, or what ``load_model`` takes; the zip, replaced only when the new one is complete and valid.
+        A model, or an argument of ``load_model``; the zip, replaced only by a complete and valid one.
     card
         The author's card, or its yaml.
     kind
@@ -53,23 +53,23 @@ def export(
         deviation of posterior samples, then the samples, drawn in the graph. "sample-hook": the same, drawn by
         custom postprocessing, for bioimageio.core 0.10.3 or newer only.
     n_samples, n_steps, seed
-        What is drawn, by kinds that sample: how many, in how many steps each, with which noise.
+        Of kinds that sample: number of samples, steps per sample, and seed of their noise.
     postprocessing, postprocessing_kwargs
-        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)``, kwargs being plain values, is called
-        with numpy arrays and keeps their shape. Only bioimageio.core 0.10.3 or newer runs such a zip.
+        Custom postprocessing of the output, "FILE.py:NAME": ``NAME(**kwargs)``, kwargs plain values, is called with
+        numpy arrays and keeps their shape. Only bioimageio.core 0.10.3 or newer runs the zip.
     camera
-        The camera whose raw images the zip is for, or its yaml; "model" for that of the training; None for counts.
+        The camera whose raw images the zip accepts, or its yaml; "model": that of the training; None: counts.
     onnx
-        Add ONNX weights; kind "denoise" only. They take sizes in steps of the pooling only, so the zip declares these.
+        Add ONNX weights; kind "denoise" only. They accept multiples of the pooling only, so the zip declares these.
     test_image
-        Real counts (or images of the camera) for test tensors and measured numbers; a run folder brings its own.
+        Real counts (or images of the camera) for test tensors and measurements; by default those of the run folder.
     device, on_stage
-        Where the finished zip is validated; called with a word or two before each stage.
+        Device on which the zip is validated; callback, called with a word or two before each stage.
 
     Returns
     -------
     Report
-        Of the validation.
+        The result of the validation.
 
     Raises
     ------
@@ -78,50 +78,49 @@ def export(
         check fails, the network returns values that are not finite, or the zip cannot be written.
     """
     if kind not in (kinds := get_args(Kind)):
-        raise ExportError(f"kind {kind!r} is not one that can be exported; expected one of {', '.join(kinds)}")
+        raise ExportError(f"kind {kind!r} cannot be exported; expected one of {', '.join(kinds)}")
     if Path(out).suffix.lower() != ".zip":
-        raise ExportError(f"{out} has another suffix than programs look for, expected one that ends in .zip")
+        raise ExportError(f"{out} lacks the suffix that programs look for; give a path that ends in .zip")
     if onnx:
         weights.check_onnx(kind)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
-    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # may be too long
+    documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # raises if too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
     intake = Intake.of(model, camera)
     examples = example_values(model, intake, test_image)
     model.network.cpu()
-    product, tell = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
+    product, begin = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
     with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
-        process.start()  # its libraries are imported while the rest is made
+        process.start()  # imports its libraries while the zip is made
         try:
-            _fill(Path(name), product, card, examples, tell, onnx=onnx)
+            _write_files(Path(name), product, card, examples, begin, onnx=onnx)
         except OSError as error:
             raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
         _zip(Path(name), new)
-        tell("validating")
+        begin("validating")
         report = validation.validate(new, run_code=True, device=device, process=process)
         if report.status != "passed":
-            bad = [check for check in report.checks if check.status == "failed"] or report.raised
-            bad = bad or [check for check in report.checks if check.id == "core.test"]  # which was not run
-            problems = "; ".join(f"{check.id}: {check.message}" for check in bad)
+            failed = [check for check in report.checks if check.status == "failed"] or report.raised
+            failed = failed or [check for check in report.checks if check.id == "core.test"]  # which was not run
+            problems = "; ".join(f"{check.id}: {check.message}" for check in failed)
             raise ExportError(f"{out} was not written, because its checks failed: {problems}")
     return replace(report, model=str(out))
 
 
-def _fill(
-    folder: Path, product: Product, card: Card, examples: Examples, tell: Callable[[str], None], *, onnx: bool
+def _write_files(
+    folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
 ) -> None:
-    """Make the files of the zip in a folder."""
     model, intake = product.model, product.intake
     example = intake.counts(examples[0])
     photons = torch.from_numpy(example.astype(np.float32))[None]
-    TiledNetwork(model.network)(photons)  # raises where values are not finite
-    tell("measuring the halo")
+    TiledNetwork(model.network)(photons)  # raises if values are not finite
+    begin("measuring the halo")
     denoiser = weights.denoiser_of(model)
     halo = measured_halo(model.network, denoiser, measures.MOST_HALO_PX[model.config.dim])
     depth = example.shape[1] if example.ndim == 4 else None
     sizes = measures.Sizes.of(model.network.step_px, halo.halo_px, depth, any_size=not onnx)
-    tell("making the test tensors")
+    begin("making the test tensors")
     product.write(folder)
     if onnx:
         weights.write_onnx(folder, product.module, model.config.channels, sizes.min_px)
@@ -129,14 +128,14 @@ def _fill(
     if product.sampler is not None:
         values = intake.values_of(sparse_counts(intake.counts(values), product.sampler.n_samples, denoiser))
     test_input = values.astype(np.float32)[None]
-    given = intake.preprocess(test_input)
+    preprocessed = intake.preprocess(test_input)
     np.save(folder / documents.TEST_INPUT, test_input)
-    np.save(folder / f"test_{product.output}.npy", product.run(given))
+    np.save(folder / f"test_{product.output}.npy", product.run(preprocessed))
     with torch.inference_mode():
         label = "counts" if intake.detector is None else "camera image"
         documents.draw_cover(folder / documents.COVER, example, denoiser(photons)[0].numpy(), label)
-    tell("measuring scores")
-    speed = measures.speed_of(product.sampler or product.module, given)
+    begin("measuring scores")
+    speed = measures.speed_of(product.sampler or product.module, preprocessed)
     measured = _measured(product, denoiser, examples, sizes, halo, speed)
     documents.write_readme(folder / documents.README, card, product, measured)
     rdf = documents.describe(folder, card, product, measured)
@@ -152,13 +151,13 @@ def _measured(
     # as in training, so that the two halves of the photons are independent
     counts = product.intake.counts(example if held_out is None else held_out, np.random.default_rng(0))
     correlated = detector is not None and detector.correlation >= CORRELATED
-    scores, samples, room = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
+    scores, samples, headroom = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
     if sampler is not None:
-        room = measures.check_room(product.intake.counts(example), sampler)
-        drawn = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
-        # what is scored are counts, without further ado
-        samples = measures.score_samples(weights.sampler_of(product.model, drawn), denoiser, counts)
-    return measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed, samples, room)
+        headroom = measures.check_headroom(product.intake.counts(example), sampler)
+        arguments = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
+        # scored on counts, which need no intake
+        samples = measures.score_samples(weights.sampler_of(product.model, arguments), denoiser, counts)
+    return measures.Measured(sizes, halo, denoiser.box_px, scores, held_out is not None, speed, samples, headroom)
 
 
 def _zip(folder: Path, target: Path) -> None:

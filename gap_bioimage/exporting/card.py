@@ -1,4 +1,4 @@
-"""The model card: who made a model, from what, under which licence."""
+"""The model card: authors, training data and licence of a model."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ GAP_PAPER = {
 }
 TEMPLATE = Path(__file__).with_name("card_template.yaml")
 """A commented card to fill in."""
-LONGEST_DESCRIPTION = 1024  # of the format
+LONGEST_DESCRIPTION = 1024  # limit of the format
 _MUST_CHANGE = ("name", "description", "authors", "training_data")
 
 Text = Annotated[str, Field(min_length=1)]
@@ -50,11 +50,11 @@ class Card(Config):
     @model_validator(mode="wrap")
     @classmethod
     def _offline(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Look nothing up: bioimageio.spec would ask GitHub for user names, and servers for addresses."""
+        """Validate offline: bioimageio.spec would look up user names at GitHub, and addresses at their servers."""
         with ValidationContext(perform_io_checks=False):
             card = handler(values)
         if not card.identifier:
-            raise ValueError(f"name {card.name!r} has no Latin letters or digits to make an id from; give an id")
+            raise ValueError(f"name {card.name!r} has no Latin letters or digits to form an id; give an id")
         return card
 
     @field_validator("license")
@@ -68,12 +68,12 @@ class Card(Config):
 
     @property
     def identifier(self) -> str:
-        """The id, made from the name when none is given: Fiji cannot load a model without."""
+        """The id, by default made from the name: Fiji cannot load a model without one."""
         return self.id or re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
     def citations(self) -> list[dict[str, str]]:
-        """All citations, the GAP paper's first."""
+        """All citations, the GAP paper first."""
         own = [entry.model_dump(mode="json", exclude_none=True) for entry in self.cite]
         return [GAP_PAPER, *(e for e in own if "2307.06607" not in f"{e.get('doi')} {e.get('url')}")]
 
@@ -85,7 +85,7 @@ class Card(Config):
         except ConfigError as error:
             raise CardError(str(error)) from None
         template = read_yaml(TEMPLATE)
-        problems = [f"{of}: still the template's text" for of in _MUST_CHANGE if values.get(of) == template[of]]
+        problems = [f"{name}: still the template's text" for name in _MUST_CHANGE if values.get(name) == template[name]]
         try:
             card = cls.from_dict(values)
         except ConfigError as error:

@@ -1,7 +1,7 @@
 """Posterior sampling as custom postprocessing of a bioimage.io model, for bioimageio.core 0.10.3 or newer.
 
-The model's network, `PhotonCopies`, only hands the photon counts on; the operation, `SamplePosterior`, draws samples of
-the clean image with the sampler that this file carries as text. Needs torch and numpy only: the file travels in zips.
+The model's network, `PhotonCopies`, only passes the photon counts on. The operation, `SamplePosterior`, draws samples
+of the clean image with the sampler that this file contains as text. It travels in zips and needs torch and numpy only.
 """
 
 import base64
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 1
-"""Image channels: so many of the operation's input are the counts, the others their copies."""
+"""Image channels: the first ones of the operation's input are the counts, the others are copies of them."""
 TORCHSCRIPT = """
 """
 """The sampler: a TorchScript archive, compressed with zlib, in base64."""
 
 
 class PhotonCopies(nn.Module):
-    """The input, ``copies`` times along the channels: an operation must answer in the shape that it is given."""
+    """Repeat the input ``copies`` times along the channels, since an operation must keep the shape of its input."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
-        # consumers want parameters; and a product is exact, where a GPU's convolution may round large counts
+        # consumers expect parameters; a product is exact, while a GPU's convolution may round large counts
         self.scale = nn.Parameter(torch.ones(copies))
 
     def forward(self, photons: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def load_sampler(device: str = "cpu") -> Any:
     """Return the sampler as TorchScript.
 
     ``load_sampler().sample(photons, n_samples, n_steps, seed)`` takes counts (batch, channel, [z,] y, x) as a
-    float32 tensor, and returns samples with one axis more, in front.
+    float32 tensor, and returns samples with an additional first axis.
     """
     archive = zlib.decompress(base64.b64decode(TORCHSCRIPT))
     load: Any = torch.jit.load
@@ -48,7 +48,7 @@ def load_sampler(device: str = "cpu") -> Any:
 
 
 class SamplePosterior:
-    """Copies of photon counts in; mean, standard deviation and samples of the clean image out.
+    """Turn copies of photon counts into mean, standard deviation and samples of the clean image.
 
     Photons are added in ``n_steps`` steps, with noise that is a function of the seed and of the counts, on a device
     such as "cpu" or "cuda".
@@ -62,7 +62,7 @@ class SamplePosterior:
         self.sampler.n_steps, self.sampler.seed = n_steps, seed
 
     def __call__(self, copies: np.ndarray) -> np.ndarray:
-        """Return mean, standard deviation and n samples of counts that come 2 + n times, (b, (2 + n) c, [z,] y, x)."""
+        """Return mean, standard deviation and n samples of counts repeated 2 + n times, (b, (2 + n) c, [z,] y, x)."""
         self.sampler.n_samples = copies.shape[1] // CHANNELS - 2
         photons = np.array(copies[:, :CHANNELS], dtype=np.float32)
         with torch.inference_mode():

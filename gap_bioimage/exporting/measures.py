@@ -1,4 +1,4 @@
-"""What is measured on a network while it is exported: sizes of its tiles, scores, and how fast it is."""
+"""Measurements on a network during export: sizes of its tiles, scores and speed."""
 
 import math
 import platform
@@ -22,19 +22,19 @@ from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budge
 from gap_bioimage.seams import beside
 
 MOST_HALO_PX = {2: 160, 3: 40}
-"""Wider halos are not practical in the consumers' tiles."""
+"""Widest practical halo in tiles of 2D and 3D consumers."""
 _SIGMAS_PX = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-_Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # of the sigma in the plane
+_Z_RATIOS = (0.0, 0.3, 0.6, 1.0)  # sigma along z over sigma in the plane
 _PIECE_PX = {2: (256, 256), 3: (24, 96, 96)}  # sampling costs many runs of the network
-_LEAST_SAMPLES = 4
+_MIN_SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Input sizes that a model declares, per spatial axis: ``min_px + n step_px``, its halo, and its pooling.
 
-    The graph pads its input to multiples of ``pool_px`` by itself. Yet min and halo are such multiples, so that tiles
-    start where the whole image is pooled.
+    The graph pads its input to multiples of ``pool_px`` by itself. Min and halo are multiples as well, so that tiles
+    lie on the pooling grid of the whole image.
     """
 
     min_px: tuple[int, ...]
@@ -48,10 +48,10 @@ class Sizes:
     ) -> Self:
         """Choose the smallest size as a multiple of the pooling that holds two halos and a block.
 
-        A tile of the smallest size then spends at most three quarters of an axis on its halo. With ``any_size`` a step
-        of 1 is declared: Fiji then runs an image of any size in one tile, where a larger step makes two per axis, the
-        second off the pooling. ONNX weights take multiples of the pooling only. Stacks of fewer planes than the
-        smallest size (``depth``) run whole along z, without a halo: programs would refuse them otherwise.
+        The halo then takes at most three quarters of each axis of the smallest tile. ``any_size`` declares a step of 1:
+        Fiji then runs an image of any size in one tile. A larger step makes two tiles per axis, the second off the
+        pooling grid. ONNX weights take multiples of the pooling only. Stacks with fewer planes (``depth``) than the
+        smallest size run whole along z, without a halo: programs would refuse them otherwise.
         """
         pairs = zip(pool_px, halo_px, strict=True)
         minimum = [round_up(2 * halo + max(pool, 2 * beside(halo)), pool) for pool, halo in pairs]
@@ -63,7 +63,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Scores:
-    """A denoised image judged by photons that it has not seen, beside the best Gaussian filter.
+    """Error of a denoised image against held-out photons, compared with the best Gaussian filter.
 
     Mean squared errors, and the standard error of their difference, in photons^2 per pixel.
     """
@@ -72,36 +72,36 @@ class Scores:
     gaussian_error: float
     error_difference: float
     pseudo_psnr_db: float  # brightness of the half that was denoised
-    correlated: bool = False  # whether neighbours share noise, so that the halves do
+    correlated: bool = False  # whether neighbouring pixels share noise, and so do the halves
 
     @property
     def verdict(self) -> str:
-        """How the model's squared error compares with that of the best Gaussian filter: what follows on "its error"."""
+        """How the squared error compares with that of the best Gaussian filter: continues "its squared error ..."."""
         chance = 2 * self.error_difference
         if self.correlated or self.squared_error < -chance:
-            return "is not known, because neighbouring pixels share noise and so do the halves that it is measured with"
+            return "is not known, because neighbouring pixels share noise, and so do the halves used to measure it"
         if self.gaussian_error <= 0:
             return "is not measurably different from that of the best Gaussian filter"
         ratio, chance = self.squared_error / self.gaussian_error, chance / self.gaussian_error
-        told = f"is {abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'} that of the best Gaussian filter"
+        text = f"is {abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'} that of the best Gaussian filter"
         if abs(1 - ratio) <= chance:
-            return f"{told}, with so few photons held out that chance alone makes {chance:.0%}"
-        return f"{told}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else told
+            return f"{text}, but with so few held-out photons chance alone makes {chance:.0%}"
+        return f"{text}, {-10 * math.log10(ratio):.1f} dB" if 0 < ratio < 1 else text
 
 
 def score_on_halves(denoiser: Callable[[Tensor], Tensor], counts: np.ndarray, *, correlated: bool = False) -> Scores:
-    """Denoise one half of the photons of counts (c, [z,] y, x) and judge it by the other half, which is independent.
+    """Denoise one half of the photons of counts (c, [z,] y, x) and score it on the other half, which is independent.
 
-    The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the unseen counts u, Poisson with the
-    unknown rate: the truth need not be known.
+    The squared error of an estimate m is the mean of ``(u - m)^2 - u`` over the held-out counts u, which are Poisson
+    with the unknown rate: no ground truth is needed.
     """
-    seen, unseen = thin(counts.astype(np.int64), 0.5, 0)
+    half, held_out = thin(counts.astype(np.int64), 0.5, 0)
     with torch.inference_mode():
-        rate = denoiser(torch.from_numpy(seen.astype(np.float32))[None])[0].numpy().astype(float)
-    errors = (np.square(unseen - image) - unseen for image in gaussian_filters(seen, _SIGMAS_PX))
-    closest, own = min(errors, key=lambda found: float(found.mean())), np.square(unseen - rate) - unseen
-    uncertainty = float((own - closest).std() / math.sqrt(own.size))
-    return Scores(float(own.mean()), float(closest.mean()), uncertainty, pseudo_psnr_db(seen), correlated)
+        rate = denoiser(torch.from_numpy(half.astype(np.float32))[None])[0].numpy().astype(float)
+    errors = (np.square(held_out - image) - held_out for image in gaussian_filters(half, _SIGMAS_PX))
+    gaussian, own = min(errors, key=lambda error: float(error.mean())), np.square(held_out - rate) - held_out
+    uncertainty = float((own - gaussian).std() / math.sqrt(own.size))
+    return Scores(float(own.mean()), float(gaussian.mean()), uncertainty, pseudo_psnr_db(half), correlated)
 
 
 def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator[np.ndarray]:
@@ -114,75 +114,75 @@ def gaussian_filters(counts: np.ndarray, sigmas_px: Sequence[float]) -> Iterator
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Samples of the image, drawn from one half of its photons, against the other half."""
+    """Samples drawn from one half of an image's photons, scored on the other half."""
 
     n_samples: int
-    room_db: float
+    headroom_db: float
     variance: float  # mean over the pixels
-    squared_error: float  # of the denoised image, as the other half tells it, with its standard error
+    squared_error: float  # of the denoised image, measured on the other half, with its standard error
     standard_error: float
 
 
 def score_samples(sampler: PosteriorSampler, denoiser: Callable[[Tensor], Tensor], counts: np.ndarray) -> SampleScores:
-    """Draw samples from one half of the photons of counts (c, [z,] y, x), and judge their variance by the other half.
+    """Draw samples from one half of the photons of counts (c, [z,] y, x), and score their variance on the other half.
 
-    Where the posterior is right, its variance is the squared error of its mean, which `score_on_halves` explains.
+    The variance of a correct posterior equals the squared error of its mean, measured as in `score_on_halves`.
     """
     sizes = _PIECE_PX[counts.ndim - 1]
     piece = brightest_piece(counts, [min(*pair) for pair in zip(sizes, counts.shape[1:], strict=True)])
-    seen, unseen = thin(piece.astype(np.int64), 0.5, 0)
-    photons = torch.from_numpy(seen.astype(np.float32))[None]
-    n_samples = max(_LEAST_SAMPLES, sampler.n_samples)
+    half, held_out = thin(piece.astype(np.int64), 0.5, 0)
+    photons = torch.from_numpy(half.astype(np.float32))[None]
+    n_samples = max(_MIN_SAMPLES, sampler.n_samples)
     with torch.inference_mode():
-        errors = np.square(unseen - denoiser(photons)[0].double().numpy()) - unseen
+        errors = np.square(held_out - denoiser(photons)[0].double().numpy()) - held_out
         samples = sampler.sample(photons, n_samples, sampler.n_steps, sampler.seed)[:, 0].double().numpy()
     variance, standard_error = float(samples.var(axis=0, ddof=1).mean()), float(errors.std() / np.sqrt(errors.size))
-    return SampleScores(n_samples, room_db(seen, sampler), variance, float(errors.mean()), standard_error)
+    return SampleScores(n_samples, headroom_db(half, sampler), variance, float(errors.mean()), standard_error)
 
 
-def room_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
-    """Return how far a sampler may add photons to counts (c, [z,] y, x), in dB; 0 where it may not."""
+def headroom_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
+    """Return the headroom of counts (c, [z,] y, x), in dB: how far a sampler may add photons; 0 if it may add none."""
     photons, window = torch.from_numpy(counts.astype(np.float32))[None], list(WINDOW_PX[counts.ndim - 1])
     budget = photon_budget(photons, GAIN, sampler.brightest, window, sampler.least_gain)
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
 
 
-def check_room(example: np.ndarray, sampler: PosteriorSampler) -> float:
-    """Return `room_db` of the example, and warn where that is little."""
-    room = room_db(example, sampler)
-    if room < WARN_ROOM_DB:
-        warnings.warn(f"of images like the example {little_room(room)}", GapWarning, stacklevel=5)
-    return room
+def check_headroom(example: np.ndarray, sampler: PosteriorSampler) -> float:
+    """Return `headroom_db` of the example, and warn if it is low."""
+    headroom = headroom_db(example, sampler)
+    if headroom < WARN_ROOM_DB:
+        warnings.warn(f"in images like the example {little_room(headroom)}", GapWarning, stacklevel=5)
+    return headroom
 
 
 def speed_of(run: Callable[[Tensor], Any], photons: np.ndarray) -> str:
-    """Say how long a module takes for 10^6 pixels (voxels) of an input (b, c, [z,] y, x), on this machine's CPU."""
-    given = torch.from_numpy(photons)
+    """Describe how long a module takes per 10^6 pixels (voxels) of input (b, c, [z,] y, x) on this machine's CPU."""
+    inputs = torch.from_numpy(photons)
     with torch.inference_mode():
-        run(given)  # the first run prepares
+        run(inputs)  # warm-up
         start = time.perf_counter()
-        run(given)
+        run(inputs)
     seconds = 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
     cores = f"{threads} cores" if (threads := torch.get_num_threads()) > 1 else "1 core"
-    what = "megapixel" if photons.ndim == 4 else "10^6 voxels"
-    return f"{seconds:.2g} s per {what} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
+    unit = "megapixel" if photons.ndim == 4 else "10^6 voxels"
+    return f"{seconds:.2g} s per {unit} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on the model while it was exported."""
+    """Measurements on the model during export."""
 
     sizes: Sizes
     halo: HaloReport
     box_px: list[int]
     scores: Scores
-    held_out: bool  # whether the counts behind the scores took no part in training
+    held_out: bool  # whether the scores are from counts that took no part in training
     speed: str  # seconds per 10^6 pixels, and the machine
-    samples: SampleScores | None = None  # of zips that sample,
-    room_db: float = 0.0  # and how far photons can be added
+    samples: SampleScores | None = None  # of sampling zips
+    headroom_db: float = 0.0  # of the example, for sampling zips
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The numbers, for programs."""
+        """The numbers, for ``config.gap_bioimage``."""
         tiles = {f"at {exposure:g}": rms for exposure, rms in self.halo.relative_rms.items()}
         return {**asdict(self.scores), "held_out": self.held_out, "tile_difference": tiles}

@@ -1,4 +1,4 @@
-"""The weights of a zip: TorchScript for every consumer, the state_dict with its source, ONNX where it is asked for."""
+"""The weights of a zip: TorchScript for every consumer, the state_dict with its source, ONNX on request."""
 
 import copy
 import importlib
@@ -25,16 +25,16 @@ from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
 
 TORCHSCRIPT, STATE_DICT, ONNX = "weights_torchscript.pt", "weights.pt", "weights.onnx"
 SAMPLER_WEIGHTS = "sampler_weights.pt"
-"""The state_dict of a sampler that is not among the weights."""
+"""The state_dict of a sampler that is not listed among the weights, since it runs as postprocessing."""
 NETWORK_FILE = "network.py"
-"""The architecture of a zip: filters.py, anchor.py and network.py joined, and sampler.py where it samples."""
+"""The architecture of a zip: filters.py, anchor.py and network.py joined, and sampler.py in sampling zips."""
 OPSET = 17
 """deepImageJ's engine reads opset 18 and IR version 8 at most."""
 _Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
 
 
 def denoiser_of(model: Model, **intake: Any) -> PhotonDenoiser:
-    """Return a denoising zip's module, on the CPU, in evaluation mode; ``intake`` tells its input if not counts."""
+    """Return a denoising zip's module, on the CPU, in evaluation mode; ``intake``: arguments of its `Intake`."""
     return _filled(PhotonDenoiser(box_of(model.network), **intake, **model.config.model_dump()), model)
 
 
@@ -49,7 +49,7 @@ def _filled(module: _Module, model: Model) -> _Module:
 
 
 def sampler_arguments(model: Model, n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
-    """Return what ``PosteriorSampler`` is made with, in plain values."""
+    """Return the arguments of ``PosteriorSampler``, as plain values."""
     return {
         "box_px": box_of(model.network), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
         "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
@@ -58,7 +58,7 @@ def sampler_arguments(model: Model, n_samples: int, n_steps: int, seed: int) -> 
 
 
 def architecture_source(*, sampling: bool = False) -> str:
-    """Return the source of the architecture in one file: the network, and after it the sampler where that is needed."""
+    """Return the source of the architecture in one file: the network, followed by the sampler in sampling zips."""
     modules = [filters_source, anchor_source, network_source, *([sampler_source] if sampling else [])]
     source = "\n\n".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules)
     return re.sub(r"(?m)^from gap_bioimage\.\w+ import (\([^)]*\)|.*)\n", "", source)
@@ -66,7 +66,7 @@ def architecture_source(*, sampling: bool = False) -> str:
 
 def write_state(path: Path, module: nn.Module) -> None:
     """Write a state_dict."""
-    # by way of memory: torch's own file writer ends the process when the disk is full
+    # via memory: torch's own file writer ends the process if the disk is full
     state = io.BytesIO()
     torch.save(module.state_dict(), state)
     path.write_bytes(state.getvalue())
@@ -75,13 +75,13 @@ def write_state(path: Path, module: nn.Module) -> None:
 def torchscript_of(module: nn.Module) -> bytes:
     """Return a module as a TorchScript archive without debug records.
 
-    Denoisers keep their weights in the order channels_last, which survives in the archive: on the CPU newer engines
-    run 1.7 times as fast with it in 2D, 1.2 times in 3D, older ones as fast as without, and results agree to 1e-6.
-    Samplers do not: where the last bit differs a photon moves, and what follows is another sample.
+    Denoisers store their weights in channels_last order, which survives in the archive: on the CPU newer engines run
+    1.7 times as fast with it in 2D, 1.2 times in 3D, older ones as fast as without, and results agree to 1e-6.
+    Samplers do not: a change of the last bit moves a photon, and the result is another sample.
     """
     archive, stored = io.BytesIO(), copy.deepcopy(module)
     for parameter in stored.parameters():
-        order = CHANNELS_LAST.get(parameter.dim() - 2)  # none of biases
+        order = CHANNELS_LAST.get(parameter.dim() - 2)  # None for biases
         if order is not None and not isinstance(module, PosteriorSampler):
             parameter.data = parameter.data.contiguous(memory_format=order)
     torch.jit.save(torch.jit.script(stored), archive)
@@ -94,7 +94,7 @@ def without_debug_records(archive: bytes) -> bytes:
     target = io.BytesIO()
     reader, writer = core.PyTorchFileReader(io.BytesIO(archive)), core.PyTorchFileWriter(target)
     for name in reader.get_all_records():
-        # the writer makes the last three itself
+        # the writer adds the last three itself
         if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
@@ -103,40 +103,39 @@ def without_debug_records(archive: bytes) -> bytes:
 
 
 def check_onnx(kind: str) -> None:
-    """Raise `ExportError` if ONNX weights cannot be made for this kind of zip, or the packages are missing."""
+    """Raise `ExportError` if this kind of zip cannot have ONNX weights, or the packages are missing."""
     if kind != "denoise":
-        why = "another engine rounds otherwise and then draws other samples, which no test could tell from wrong ones"
+        why = "other engines round differently and draw other samples, which no test can distinguish from wrong ones"
         raise ExportError(f"kind {kind!r} has no ONNX weights, only 'denoise' has: {why}; leave onnx out")
     try:
         importlib.import_module("onnx")
         importlib.import_module("onnxruntime")
     except ImportError as error:
-        told = f"ONNX weights need the packages onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'"
-        raise ExportError(told) from None
+        raise ExportError(f"ONNX needs onnx and onnxruntime ({error}); pip install 'gap-bioimage[onnx]'") from None
 
 
 def write_onnx(folder: Path, denoiser: nn.Module, channels: int, size: Sequence[int]) -> None:
-    """Write ONNX weights, made with an example of this size; `ExportError` if torch cannot make them."""
+    """Write ONNX weights, traced with an example of this size; `ExportError` if torch cannot convert the network."""
     axes = {0: "b"} | {number + 2: name for number, name in enumerate("zyx"[-len(size) :])}
-    # of one image the graph would keep what torch alone needs (network.paired)
+    # traced with one image, the graph would keep a workaround for torch (network.paired)
     example = torch.poisson(torch.full((2, channels, *size), 2.0), torch.Generator().manual_seed(0))
     target, export = io.BytesIO(), cast("Any", torch.onnx.export)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on sizes that become constants: those of multiples of step do not
+        warnings.simplefilter("ignore")  # about sizes that become constants, which multiples of step do not
         try:
             export(
                 denoiser, (example,), target, opset_version=OPSET,
-                dynamo=False,  # the other exporter writes newer versions than the consumers read
+                dynamo=False,  # the newer exporter writes versions that the consumers cannot read
                 input_names=["photons"], output_names=["rate"], dynamic_axes={"photons": axes, "rate": axes},
             )  # fmt: skip
-        except Exception as error:  # what that raises differs between versions of torch
-            told = " ".join(str(error).split())[:200]
-            raise ExportError(f"torch could not convert the network to ONNX ({told}); leave onnx out") from error
+        except Exception as error:  # the type differs between versions of torch
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"torch could not convert the network to ONNX ({reason}); leave onnx out") from error
     onnx = importlib.import_module("onnx")
     model: Any = onnx.load_from_string(target.getvalue())
     for node in model.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Transpose" and attribute.name == "perm":  # torch writes axes counted from the end
+            if node.op_type == "Transpose" and attribute.name == "perm":  # torch counts axes from the end
                 attribute.ints[:] = [axis % len(attribute.ints) for axis in attribute.ints]
     onnx.checker.check_model(model)
     (folder / ONNX).write_bytes(model.SerializeToString())

@@ -1,4 +1,4 @@
-"""Rules of the programs that read bioimage.io models, a module per program; here are the questions that several ask."""
+"""Rules of the programs that read bioimage.io models, one module per program; shared predicates are here."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ ZOO_TEST = "bioimage.io collection 2026-05-20, scripts/check_compatibility_deepi
 ONE_OF_EACH = "Use one input and one output; put several results into channels."
 ONE_INPUT = "Put several images into channels of one input."
 OLDER_OPERATORS = "Rewrite it with older operators, e.g. torch._C._nn.upsample_nearest2d or ConvTranspose."
-INTO_GRAPH = "Put the step into the network's graph."
-NAMED_AXES = "Name the axes batch, channel, (z,) y, x; time goes into batch."
+INTO_GRAPH = "Move the step into the network's graph."
+NAMED_AXES = "Name the axes batch, channel, (z,) y, x; put time into batch."
 FORMAT_059 = "Write format_version 0.5.9."
 PLAIN_STRINGS = "Write file names as plain strings, as format 0.5.9 does."
 ADD_TORCHSCRIPT = "Add torchscript weights."
 
-# what bioimageio.core and torch bring with them
-ALWAYS_THERE = frozenset({"torch", "numpy", "bioimageio", "xarray", "typing_extensions", "pydantic", "scipy", "tqdm"})
-# steps of processing that Python alone can run, and the packages that these need
-IN_PYTHON = {"custom": "", "stardist_postprocessing": "stardist", "cellpose_flow_dynamics": "cellpose"}
-ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
+# installed with bioimageio.core and torch
+ALWAYS_INSTALLED = frozenset("torch numpy bioimageio xarray typing_extensions pydantic scipy tqdm".split())
+# processing steps that only Python can run, and the package that each needs
+PYTHON_STEPS = {"custom": "", "stardist_postprocessing": "stardist", "cellpose_flow_dynamics": "cellpose"}
+AXIS_ORDERS = (["batch", "channel", "y", "x"], ["batch", "channel", "z", "y", "x"])
 
 _NEWEST_READ = (0, 5, 10)
-_SHOWN = 3
-_TILE_SHARE = 0.9  # a tile of ilastik's that is hardly smaller than it could be costs nothing
+_MAX_SHOWN = 3
+_TILE_SHARE = 0.9  # ilastik's tiles are efficient from this fraction of the target size on
 _MAX_SOURCE = 2_000_000
 
 
-def first(found: Iterable[str]) -> str | None:
-    """The first of several problems; None if there are none."""
-    return next(iter(found), None)
+def first(problems: Iterable[str]) -> str | None:
+    """Return the first problem, or None."""
+    return next(iter(problems), None)
 
 
 def single_io(model: Model) -> str | None:
@@ -56,13 +56,12 @@ def single_io(model: Model) -> str | None:
 
 def single_input(model: Model) -> str | None:
     """One input."""
-    given = model.mappings("inputs")
-    return None if len(given) == 1 else f"there are {len(given)} inputs"
+    return None if (n_inputs := len(model.mappings("inputs"))) == 1 else f"there are {n_inputs} inputs"
 
 
 def axis_ids(model: Model) -> str | None:
     """Axes named batch, channel, (z,) y, x on every input and output."""
-    known = [sorted(order) for order in ORDERS]
+    known = [sorted(order) for order in AXIS_ORDERS]
     wrong = [tensor for tensor in model.tensors if sorted(tensor.axis_ids) not in known]
     return first(f"{t.id!r} has axes {', '.join(t.axis_ids)} instead of batch, channel, (z,) y, x" for t in wrong)
 
@@ -76,57 +75,57 @@ def channel_names(model: Model) -> str | None:
 
 
 def identifiers(model: Model) -> str | None:
-    """Names of channels that are identifiers, as Python has them."""
+    """Channel names that are Python identifiers."""
     axes = [axis.written for tensor in model.tensors for axis in tensor.axes]
     names = [str(name) for axis in axes for name in axis.get("channel_names") or []]
-    return first(f"the channel name {name!r} is no identifier" for name in names if not is_identifier(name))
+    return first(f"the channel name {name!r} is not an identifier" for name in names if not is_identifier(name))
 
 
 def is_identifier(name: str) -> bool:
-    """Whether Python takes a name for one; formats before 0.5.11 want that of channels."""
+    """Whether a name is a Python identifier, as formats before 0.5.11 require of channel names."""
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def custom_processing(model: Model, ids: Collection[str] = ("custom",)) -> str | None:
-    """No processing by Python code of the package."""
+    """No processing by Python code from the package."""
     return first(f"a processing step has the id {step['id']}" for step in model.steps if step.get("id") in ids)
 
 
 def python_processing(model: Model) -> str | None:
-    """No processing by Python code of the package, nor by StarDist's or Cellpose's."""
-    return custom_processing(model, IN_PYTHON)
+    """No processing by Python code from the package, StarDist or Cellpose."""
+    return custom_processing(model, PYTHON_STEPS)
 
 
 def steps_of_04(model: Model) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments of all processing steps, as a description of format 0.4 writes them."""
-    written = [*model.mappings("inputs"), *model.mappings("outputs")]
-    steps = [step for tensor in written for step in Tensor.of(tensor).steps]
+    """Return names and arguments of all processing steps, as written in a description of format 0.4."""
+    tensors = [*model.mappings("inputs"), *model.mappings("outputs")]
+    steps = [step for tensor in tensors for step in Tensor.of(tensor).steps]
     return [(str(step.get("name")), step.get("kwargs") or {}) for step in steps]
 
 
 def section(rdf: Mapping[str, Any], name: str) -> Any:
-    """What a description says in a section of its ``config``; None where it says nothing."""
+    """Return a section of a description's ``config``; None if there is none."""
     config = rdf.get("config")
     return config.get(name) if isinstance(config, dict) else None
 
 
 def tolerances(rdf: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tolerances of the test that are stated, which bioimageio.core tests outputs with."""
-    said = section(rdf, "bioimageio")
-    return mappings(said.get("reproducibility_tolerance")) if isinstance(said, dict) else []
+    """Return the reproducibility tolerances that a description states for bioimageio.core's test."""
+    config = section(rdf, "bioimageio")
+    return mappings(config.get("reproducibility_tolerance")) if isinstance(config, dict) else []
 
 
-def tolerates(model: Model, name: str, most: float) -> str | None:
-    """What tolerance of the test is stated that is larger than it may be."""
+def tolerates(model: Model, name: str, limit: float) -> str | None:
+    """Return the problem with a stated test tolerance that exceeds a limit, or None."""
     stated = (float(entry.get(name) or 0) for entry in tolerances(model.rdf))
-    return first(f"{name} is {value:g}, at most {most:g} is allowed" for value in stated if value > most)
+    return first(f"{name} is {value:g}, at most {limit:g} is allowed" for value in stated if value > limit)
 
 
 def lacks_weights(model: Model, formats: Collection[str]) -> str | None:
-    """What is given where no weights are in one of these formats."""
-    given = model.weights.keys()
-    told = f"weights are given as {', '.join(given)} only" if given else "no weights are given"
-    return None if set(formats) & given else told
+    """Return the problem if no weights are in one of these formats, or None."""
+    if set(formats) & model.weights.keys():
+        return None
+    return f"weights are given as {', '.join(model.weights)} only" if model.weights else "no weights are given"
 
 
 def plain_strings(model: Model) -> str | None:
@@ -158,7 +157,7 @@ def uneven_grid(model: Model) -> str | None:
 
 
 def imported(model: Model) -> set[str] | None:
-    """Packages that the architecture needs, but Python's own; None where its source is not there to be looked at."""
+    """Return the packages that the architecture imports, the standard library excluded; None without its source."""
     architecture = model.architecture
     if isinstance(named := architecture.get("import_from"), str):
         return {named.split(".")[0]}
@@ -166,29 +165,30 @@ def imported(model: Model) -> set[str] | None:
     return None if path is None else _imports(path, str(architecture.get("callable")))
 
 
-def foreign_imports(model: Model, there: Collection[str]) -> str | None:
-    """Architecture code that imports only what is installed."""
-    foreign = sorted((imported(model) or set()) - set(there))
-    return f"the architecture imports {one_sentence(', '.join(foreign[:_SHOWN]), 80)}" if foreign else None
+def foreign_imports(model: Model, installed: Collection[str]) -> str | None:
+    """Architecture code that imports installed packages only."""
+    foreign = sorted((imported(model) or set()) - set(installed))
+    return f"the architecture imports {one_sentence(', '.join(foreign[:_MAX_SHOWN]), 80)}" if foreign else None
 
 
-def own_dependencies(model: Model, there: Collection[str]) -> str | None:
-    """Where a state_dict is all there is: an architecture that imports only what is installed."""
-    listed = imported(model) is None and model.weights["pytorch_state_dict"].get("dependencies")
-    return "the weights have dependencies of their own" if listed else foreign_imports(model, there)
+def own_dependencies(model: Model, installed: Collection[str]) -> str | None:
+    """If there is only a state_dict: an architecture that imports installed packages only."""
+    if imported(model) is None and model.weights["pytorch_state_dict"].get("dependencies"):
+        return "the weights list further dependencies"
+    return foreign_imports(model, installed)
 
 
 def _imports(path: Path, network: str) -> set[str]:
-    """Packages that a file's network needs, but Python's own; files beside it count, since core copies it alone."""
+    """Return a network's imports from outside Python and from files next to this one, which core does not copy."""
     called, n_called = {network, "forward"}, 0
     try:
         tree = ast.parse(path.read_bytes()[:_MAX_SOURCE])
-        while len(called) > n_called:  # until nothing that runs mentions another function
+        while len(called) > n_called:  # until the code that runs mentions no further function
             n_called, nodes = len(called), list(_running(tree, called))
             called |= {node.id for node in nodes if isinstance(node, ast.Name)}
             called |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     except (SyntaxError, ValueError, RecursionError):
-        raise NotApplicable(f"{path.name} is not readable as Python") from None
+        raise NotApplicable(f"{path.name} is not valid Python") from None
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -199,26 +199,26 @@ def _imports(path: Path, network: str) -> set[str]:
 
 
 def _running(tree: ast.AST, called: Collection[str]) -> Iterator[ast.AST]:
-    """What runs when a file is imported and these functions are called; not ``__main__``, and not for type checkers."""
+    """Yield what runs on import and in these functions, without ``__main__`` and ``TYPE_CHECKING`` blocks."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and re.search(r"__main__|\bTYPE_CHECKING\b", ast.unparse(node.test)):
-            yield from (found for branch in node.orelse for found in (branch, *_running(branch, called)))
-        elif isinstance(node, ast.Try):  # what is imported there, the file knows to do without
-            yield from (found for found in _running(node, called) if not isinstance(found, ast.Import | ast.ImportFrom))
+            yield from (child for branch in node.orelse for child in (branch, *_running(branch, called)))
+        elif isinstance(node, ast.Try):  # the file can do without imports that it tries
+            yield from (child for child in _running(node, called) if not isinstance(child, ast.Import | ast.ImportFrom))
         elif not isinstance(node, ast.FunctionDef) or node.name in called or node.name.startswith("__"):
             yield node
             yield from _running(node, called)
 
 
 def unportable(model: Model) -> str | None:
-    """TorchScript code that the oldest engine (libtorch 1.13) knows."""
+    """TorchScript code that the oldest engine (libtorch 1.13) supports."""
     problems = list(torchscript_code(model).unportable.values())
-    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more if problems else None
+    more = f" and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
+    return "; ".join(problems[:_MAX_SHOWN]) + more if problems else None
 
 
 def torchscript_code(model: Model) -> TorchScriptCode:
-    """The code of the packaged TorchScript weights; `NotApplicable` if there are none, or they cannot be read."""
+    """Return the code of the packaged TorchScript weights; `NotApplicable` if there are none or they are unreadable."""
     path = model.file_of(model.weights.get("torchscript"))
     if path is None:
         raise NotApplicable("no torchscript weights in the package")
@@ -228,4 +228,4 @@ def torchscript_code(model: Model) -> TorchScriptCode:
         raise NotApplicable(str(error)) from error
 
 
-_read_once = functools.lru_cache(maxsize=1)(lambda path, _changed: read_code(path))  # for all rules that ask about it
+_read_once = functools.lru_cache(maxsize=1)(lambda path, _changed: read_code(path))  # several rules read it

@@ -9,8 +9,8 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import JDLL, JDLL_SPEC, ZOO_REPORTS, first
 
 # fmt: off
-_ITSELF = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
-_READS = (*_ITSELF, "pytorch_state_dict")
+_NATIVE = ("torchscript", "onnx", "tensorflow_saved_model_bundle")
+_READS = (*_NATIVE, "pytorch_state_dict")
 consumer("fiji", "Fiji (deepImageJ)",
          "deepImageJ runs models in Fiji. It is written in Java; its engine, JDLL, reads the description by itself and "
          "runs TorchScript in libtorch 1.13 to 2.0, which is older than what most models are made with.", 5,
@@ -21,11 +21,11 @@ _OPERATIONS = {
     "fixed_zero_mean_unit_variance", "ensure_dtype",
 }
 _FIXED = "fixed_zero_mean_unit_variance"
-# values along an axis: of several gains JDLL takes the first for all; it has no thresholds of each channel; and of the
-# two ways to normalise by fixed numbers that of format 0.5 looks beyond its arrays
+# number of values along an axis that JDLL cannot handle: it applies the first of several gains to all channels, has no
+# threshold per channel, and reads beyond its arrays in the fixed normalisation of format 0.5
 _TOO_MANY = {"scale_linear": 2, "binarize": 1, _FIXED: 1}
-_NUMBERS = "float32 float64 int8 uint8 int16 uint16 int32 uint32 int64".split()
-_PYTHON_HAS = rules.ALWAYS_THERE | {  # what JDLL 0.6.4-SNAPSHOT installs, DLModelPytorchProtected
+_DTYPES = "float32 float64 int8 uint8 int16 uint16 int32 uint32 int64".split()
+_INSTALLED = rules.ALWAYS_INSTALLED | {  # installed by JDLL 0.6.4-SNAPSHOT, DLModelPytorchProtected
     "torchvision", "biapy", "careamics", "cellpose", "stardist", "timm", "torchmetrics", "pytorch_msssim", "einops",
     "skimage", "pandas", "torchinfo",
 }
@@ -33,76 +33,71 @@ _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
 
-
 rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="Fiji's JDLL does not read it: newer descriptions write files as {source, sha256}, which it casts to text",
+     breaks="Fiji's JDLL cannot read it: newer descriptions write files as {source, sha256}, which it casts to text",
 )(rules.format_version)
 rule("fiji.plain_strings", BLOCKS, JDLL, repair="plain_strings", fix=rules.PLAIN_STRINGS,
      breaks="JDLL ends with a ClassCastException")(rules.plain_strings)
 rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
-     asks="A non-empty id; of a description in format 0.4 JDLL makes one.",
-     fix="Give the model a non-empty id; only the upload to the zoo wants it removed, since the zoo gives one itself.",
+     asks="A non-empty id; in format 0.4 JDLL creates one itself.",
+     fix="Give the model a non-empty id; remove it only for an upload to the zoo, which assigns ids itself.",
 )(lambda model: None if model.rdf.get("id") else "id is empty")
-rule("fiji.weights_format", BLOCKS, _ENGINES, asks="Weights other than Keras's and tensorflow_js.",
-     breaks="deepImageJ runs torchscript, onnx, TensorFlow's saved models and state_dicts", fix=rules.ADD_TORCHSCRIPT,
+rule("fiji.weights_format", BLOCKS, _ENGINES, asks="Weights other than Keras and tensorflow_js.",
+     breaks="deepImageJ runs torchscript, onnx, TensorFlow saved models and state_dicts", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
-rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, fix=rules.NAMED_AXES, breaks="JDLL knows no other axes")(rules.axis_ids)
+rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, fix=rules.NAMED_AXES, breaks="JDLL supports no other axes")(rules.axis_ids)
 rule("fiji.channel_names", BLOCKS, JDLL_SPEC, repair="channel_names", fix="Add channel_names to every channel axis.",
-     breaks="JDLL sizes the channel axis by its names")(rules.channel_names)
+     breaks="JDLL sizes the channel axis by these names")(rules.channel_names)
 rule("fiji.archive_ops", BLOCKS, JDLL, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="Fiji's engines, libtorch 1.13 to 2.0, cannot load it")(rules.unportable)
 rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A description named rdf.yaml.",
      breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
 )(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
-rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-     asks="Where a state_dict is all there is: an architecture that needs nothing but torch, BiaPy, CAREamics, "
-          "Cellpose or StarDist.", fix=rules.ADD_TORCHSCRIPT,
-     breaks="Fiji runs a state_dict in a Python environment of its own, which does not have it",
-)(lambda model: rules.foreign_imports(model, _PYTHON_HAS))
+rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_NATIVE,
+     asks="If there is only a state_dict: one that needs only torch, BiaPy, CAREamics, Cellpose or StarDist.",
+     breaks="Fiji runs it in its own Python environment, where this is not installed", fix=rules.ADD_TORCHSCRIPT,
+)(lambda model: rules.foreign_imports(model, _INSTALLED))
 rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
-     weights=("pytorch_state_dict",), unless=_ITSELF, breaks="JDLL takes no file of another name", fix="Name it so.",
-     asks="Where a state_dict is all there is: weights named *.pt or *.pth.",
+     weights=("pytorch_state_dict",), unless=_NATIVE, breaks="JDLL accepts no other file names",
+     asks="If there is only a state_dict: weights named *.pt or *.pth.", fix="Name the file *.pt or *.pth.",
 )(lambda model: None if (source := str(model.weights["pytorch_state_dict"].get("source")).split("?")[0]).endswith(
     (".pt", ".pth")) else f"the weights are {source[-80:]!r}")
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
-     breaks="JDLL takes an input's scale for a change of size and crops the output",
+     breaks="JDLL mistakes an input's scale for a change of size and crops the output",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
                       for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
 rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles (2026-11)", versions="0.5",
-     asks="Outputs as large as the input that their sizes refer to; format 0.4 states other sizes as JDLL reads them.",
-     breaks="JDLL multiplies sizes by a scale that divides them, and counts an offset twice",
+     asks="Outputs as large as the input that their sizes refer to; JDLL reads others correctly only in format 0.4.",
+     breaks="JDLL multiplies sizes by the scale instead of dividing, and applies the offset twice",
      fix="State the sizes of input and output as numbers, or enlarge (crop, pad) the output in the network.",
 )(lambda model: first(f"the output axis {axis.id} of {tensor.id!r} has scale {axis.scale:g} and offset {offset}"
                       for tensor in model.outputs for axis in tensor.axes
                       if isinstance(size := axis.written.get("size"), dict) and "axis_id" in size
                       and ((offset := size.get("offset") or 0) or axis.scale not in (0, 1))))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
-     asks="An id written on every space axis.",
+     asks="An explicit id on every space axis.", fix="Write id: x on that axis, although it is the default.",
      breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
-     fix="Write id: x on that axis, although it is the default.",
 )(lambda model: first(f"a space axis of {tensor.id!r} has no id" for tensor in model.tensors for axis in tensor.axes
                       if axis.kind == "space" and not axis.written.get("id")))
 rule("fiji.explicit_tensor_ids", BLOCKS, "JDLL 0.6.4-SNAPSHOT, findInputTensor and TileCalculator (2026-11)",
-     versions="0.5", repair="tensor_ids", asks="An id written on every input and output.",
-     breaks="JDLL looks tensors up by their names, and ends with a NullPointerException",
+     versions="0.5", repair="tensor_ids", asks="An explicit id on every input and output.",
+     breaks="JDLL looks tensors up by their ids, and ends with a NullPointerException",
      fix="Write id: input or id: output on that tensor, although it is the default.",
 )(lambda model: first(f"the {tensor.id} has no id" for tensor in model.tensors if not tensor.written.get("id")))
-rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same order of axes in and out.", breaks="JDLL keeps one order",
+rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same axis order in and out.", breaks="JDLL uses the same for all",
      fix="Use one axis order.",
 )(lambda model: first(f"axis orders differ: {', '.join(model.tensors[0].axis_ids)} and {', '.join(tensor.axis_ids)}"
                       for tensor in model.tensors if tensor.axis_ids != model.tensors[0].axis_ids))
 rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), asks="TorchScript weights that were not frozen.",
-     breaks="if it was frozen, it cannot be moved to a GPU", fix="Save it without torch.jit.freeze.",
+     breaks="a frozen module cannot be moved to a GPU", fix="Save it without torch.jit.freeze.",
 )(lambda model: "the TorchScript module has no parameters"
   if (code := rules.torchscript_code(model)).n_constants and not code.has_parameters else None)
-rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network without norms over all pixels.",
-     breaks="results change with padding and with the size of tiles",
-     fix="Train with batch normalisation or none; run.tiled says how much it matters here.",
-)(lambda model: first(f"the TorchScript code uses {norm}, over all pixels at once"
+rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network that does not normalise over all pixels.",
+     breaks="results change with padding and tile size",
+     fix="Train with batch normalisation or none; run.tiled measures the effect.",
+)(lambda model: first(f"the TorchScript code uses {norm}, which normalises over all pixels"
                       for norm in rules.torchscript_code(model).norms))
-
-
 rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
      asks="TorchScript weights at the top level.", fix="Put the weights at the top level.",
      breaks="JDLL finds weights at the package's top level only",
@@ -111,34 +106,34 @@ rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatte
   else None)
 
 
-@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_ITSELF,
-      breaks="Fiji's Python environment then gives other values, as the zoo's tests show; it is not known why",
-      fix="Add torchscript weights, which Fiji runs by itself.")
+@rule("fiji.state_dict_values", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_NATIVE,
+      breaks="Fiji's Python environment then gives other values, as the zoo's tests show; the cause is unknown",
+      fix="Add torchscript weights, which Fiji runs natively.")
 def state_dict_values(model: Model) -> str | None:
-    """Where a state_dict is all there is: cubic images of one size."""
+    """If there is only a state_dict: cubic images of a fixed size."""
     sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
     is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
-    return None if is_cube else f"the weights are a state_dict alone, for {len(sizes)}D images that are no cubes"
+    return None if is_cube else f"the only weights are a state_dict, for {len(sizes)}D images that are not cubes"
 
 
 @rule("fiji.stardist", BLOCKS, "JDLL 0.6.4-SNAPSHOT, bioimageio/description/stardist (2026-11)",
-      breaks="JDLL reads these arrays while it reads such a description, and throws without them (3 of 3 reports)",
+      breaks="JDLL reads these arrays with a StarDist description, and throws without them (3 of 3 reports)",
       fix="Keep the test tensors in the package.")
 def stardist(model: Model) -> str | None:
-    """The test tensors of a StarDist model beside its description."""
+    """The test tensors of a StarDist model, in its package."""
     if "stardist" not in str(model.rdf.get("name")).lower() or rules.section(model.rdf, "stardist") is None:
-        raise NotApplicable("it is no StarDist model")
+        raise NotApplicable("it is not a StarDist model")
     if not model.with_files:
-        raise NotApplicable("JDLL reads a StarDist model's test tensors with its description", "Validate them too.")
+        raise NotApplicable("JDLL needs the test tensors of a StarDist model", "Validate the whole model.")
     missing = [tensor.id for tensor in model.tensors if model.test_array(tensor) is None]
-    return f"the test tensor of {missing[0]!r} is not there" if missing else None
+    return f"the test tensor of {missing[0]!r} is missing" if missing else None
 
 
 @rule("fiji.pytorch_version", BLOCKS, _ENGINES, weights=("torchscript",),
-      breaks="JDLL picks an engine of that major version, and has 1.5 to 2.0",
-      fix="State the pytorch_version that the weights were saved with, 1.5 to 2.x; without one 1.13.1 is taken.")
+      breaks="JDLL selects an engine of that major version, and has 1.5 to 2.0",
+      fix="State the pytorch_version that the weights were saved with, 1.5 to 2.x; without one 1.13.1 is used.")
 def pytorch_version(model: Model) -> str | None:
-    """A pytorch_version 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
+    """A pytorch_version of 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
     written = model.weights["torchscript"].get("pytorch_version")
     parts = re.match(r"(\d{1,6})(?:\.(\d{1,6}))?", str(written))
     if written in (None, 1.1) or (parts and (1, 5) <= (int(parts[1]), int(parts[2] or 99)) < (3, 0)):
@@ -146,119 +141,120 @@ def pytorch_version(model: Model) -> str | None:
     return f"pytorch_version is {written}"
 
 
-@rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="deepImageJ takes one image", fix=rules.ONE_INPUT)
+@rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="deepImageJ accepts one image", fix=rules.ONE_INPUT)
 def single_io(model: Model) -> str | Outcome | None:
-    """One input; several outputs open as images of their own."""
-    if (found := rules.single_input(model)) is None and len(model.outputs) > 1:
-        return Outcome("warning", f"{len(model.outputs)} outputs open as so many images", rules.ONE_OF_EACH)
-    return found
+    """One input; several outputs open as separate images."""
+    if (problem := rules.single_input(model)) is None and len(model.outputs) > 1:
+        return Outcome("warning", f"the {len(model.outputs)} outputs open as separate images", rules.ONE_OF_EACH)
+    return problem
 
 
 @rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="JDLL throws while it reads them",
-      fix="Store test tensors as .npy files of numbers that Java has, e.g. uint8 instead of bool.")
+      fix="Store test tensors as .npy files of a dtype that Java has, e.g. uint8 instead of bool.")
 def test_tensors(model: Model) -> str | None:
-    """Test tensors in .npy files, of numbers that JDLL reads: no bool, float16 or uint64."""
+    """Test tensors in .npy files, of a dtype that JDLL reads: not bool, float16 or uint64."""
     for tensor in model.tensors:
         test = tensor.written.get("test_tensor")
         source = str(test.get("source")) if isinstance(test, dict) else str(test or "")
         if source and not source.split("?")[0].endswith(".npy"):
             return f"the test tensor of {tensor.id!r} is {source[:80]!r}"
         array = model.test_array(tensor) if model.with_files else None
-        types = [tensor.data_type] if array is None else [tensor.data_type, array.dtype.name]
-        if strange := [name for name in types if name and name not in _NUMBERS]:
-            return f"the test tensor of {tensor.id!r} is of type {strange[0]}"
+        dtypes = [tensor.data_type] if array is None else [tensor.data_type, array.dtype.name]
+        if unsupported := [name for name in dtypes if name and name not in _DTYPES]:
+            return f"the test tensor of {tensor.id!r} is of type {unsupported[0]}"
     return None
 
 
-def _choices(model: Model) -> list[tuple[str, str, int, int, float]]:
-    """Input, axis, min, step and halo of every size that is a choice."""
-    every = [(tensor.id, axis.id, axis.min_step) for tensor in model.inputs for axis in tensor.axes]
-    return [(name, axis, *size, model.halo_of_input.get((name, axis), 0.0)) for name, axis, size in every if size]
+def _parameterized(model: Model) -> list[tuple[str, str, int, int, float]]:
+    """Return input, axis, min, step and halo of every parameterized size."""
+    axes = [(tensor.id, axis.id, axis.min_step) for tensor in model.inputs for axis in tensor.axes]
+    return [(name, axis, *size, model.halo_of_input.get((name, axis), 0.0)) for name, axis, size in axes if size]
 
 
 rule("fiji.min_of_step", BLOCKS, JDLL, asks="Smallest sizes that are multiples of step.",
      breaks="JDLL rounds tiles to multiples of step", fix="Choose min as a multiple of step.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not a multiple of step {step}"
-                      for name, axis, smallest, step, _ in _choices(model) if step and smallest % step))
+                      for name, axis, smallest, step, _ in _parameterized(model) if step and smallest % step))
 rule("fiji.min_halo", BLOCKS, JDLL, asks="Smallest sizes above twice the halo.",
      breaks="a tile would be all halo", fix="Choose min above twice the halo.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not above twice the halo {halo:g}"
-                      for name, axis, smallest, _, halo in _choices(model) if smallest <= 2 * halo))
+                      for name, axis, smallest, _, halo in _parameterized(model) if smallest <= 2 * halo))
 rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in steps of 1, or no halo.",
-     breaks="JDLL makes two tiles of an image whose size plus halo is not on that grid, the second off the "
-            "network's own pooling grid: several times slower, and up to 8 % off",
+     breaks="JDLL splits an image whose size plus halo is not on that grid into two tiles, the second off the "
+            "network's pooling grid: several times slower, with errors of up to 8 %",
      fix="Let the network pad by itself and declare step: 1, or tell users which sizes are on the grid.",
 )(lambda model: first(f"{name!r} grows in steps of {step} along {axis}"
-                      for name, axis, _, step, halo in _choices(model) if step > 1 and halo))
+                      for name, axis, _, step, halo in _parameterized(model) if step > 1 and halo))
 
 
-@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not have these operations",
-      fix="Compute them inside the network's graph; give clip both a min and a max, and others single numbers.")
+@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not implement these operations",
+      fix="Compute them inside the network's graph; give clip both a min and a max, and the others single numbers.")
 def processing_ops(model: Model) -> str | None:
-    """Only processing steps that JDLL has: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
-    strange = []
+    """Only processing steps of JDLL: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
+    unsupported = []
     for step in model.steps:
         name, kwargs = str(step.get("id")), step.get("kwargs") or {}
         several = [kwargs[key] for key in ("gain", "offset", "threshold", "mean") if isinstance(kwargs.get(key), list)]
         n_along = max(map(len, several), default=0)
         if name not in _OPERATIONS:
-            strange.append(name)
+            unsupported.append(name)
         elif name == "clip" and (kwargs.get("min") is None or kwargs.get("max") is None):
-            strange.append("clip with one bound")
+            unsupported.append("clip with one bound")
         elif n_along >= _TOO_MANY.get(name, math.inf) and (name != _FIXED or model.version.startswith("0.5")):
-            strange.append(f"{name} along an axis")
-    return f"processing uses {', '.join(strange)}" if strange else None
+            unsupported.append(f"{name} along an axis")
+    return f"processing uses {', '.join(unsupported)}" if unsupported else None
 
 
 @rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
       fix="Remove config.deepimagej, or set allow_tiling: true.")
 def keeps_from_tiling(model: Model) -> str | None:
-    """No config.deepimagej, or one that allows tiles."""
-    section = rules.section(model.rdf, "deepimagej")
-    allows = section is None or (isinstance(section, dict) and section.get("allow_tiling") is True)
-    return None if allows else "config.deepimagej is there without allow_tiling: true"
+    """No config.deepimagej, or one that allows tiling."""
+    config = rules.section(model.rdf, "deepimagej")
+    allows = config is None or (isinstance(config, dict) and config.get("allow_tiling") is True)
+    return None if allows else "config.deepimagej is given without allow_tiling: true"
 
 
 @rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="it fails on other devices",
       fix="Create tensors on the input's device, script instead of tracing, and save from the CPU.")
 def devices(model: Model) -> str | None:
-    """TorchScript weights that live on no particular device."""
+    """TorchScript weights that are not bound to a device."""
     code = rules.torchscript_code(model)
     if code.devices:
         return f"the TorchScript code names the devices {', '.join(code.devices)}"
     return f"the TorchScript weights were saved on {', '.join(code.saved_on)}" if code.saved_on else None
 
 
-@rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="JDLL looks for a smaller tile for ever",
+@rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="JDLL searches endlessly for a smaller tile",
       fix="Offer a fixed-size zip, or lower min.")
 def tile_voxels(model: Model) -> str | None:
-    """A smallest tile of at most 50 million voxels, where sizes are a choice."""
-    chosen = [tensor for tensor in model.inputs if any(axis.min_step for axis in tensor.axes)]
-    voxels = max((math.prod(axis.smallest for axis in tensor.axes) for tensor in chosen), default=0)
-    told = f"the smallest tile has {voxels / 1e6:.0f} million voxels, 50 million at most work"
-    return told if voxels > _MAX_TILE_VOXELS else None
+    """A smallest tile of at most 50 million voxels, if sizes are parameterized."""
+    flexible = [tensor for tensor in model.inputs if any(axis.min_step for axis in tensor.axes)]
+    voxels = max((math.prod(axis.smallest for axis in tensor.axes) for tensor in flexible), default=0)
+    if voxels <= _MAX_TILE_VOXELS:
+        return None
+    return f"the smallest tile has {voxels / 1e6:.0f} million voxels, at most 50 million work"
 
 
 @rule("fiji.onnx", BLOCKS, _ENGINES, weights=("onnx",), breaks="Fiji's ONNX engine cannot load it",
       fix="Export with the legacy exporter: opset 18, IR version 8, one file; or keep torchscript next to it.")
 def onnx(model: Model) -> str | Outcome | None:
-    """ONNX weights of opset 18 and IR version 8 at most, in one file; advice where Fiji can take other weights."""
-    found, others = _onnx_problem(model), sorted(set(_READS) & set(model.weights) - {"onnx"})
-    return Outcome("warning", f"{found}, so that Fiji takes {', '.join(others)}") if found and others else found
+    """ONNX weights of at most opset 18 and IR version 8, in one file; a warning if Fiji can run other weights."""
+    problem, others = _onnx_problem(model), sorted(set(_READS) & set(model.weights) - {"onnx"})
+    return Outcome("warning", f"{problem}, so Fiji runs {', '.join(others)}") if problem and others else problem
 
 
 def _onnx_problem(model: Model) -> str | None:
     entry = model.weights["onnx"]
     opset = entry.get("opset_version")
     if isinstance(opset, int) and opset > _MAX_OPSET:
-        return f"the ONNX opset is {opset}, {_MAX_OPSET} at most"
+        return f"the ONNX opset is {opset}, expected at most {_MAX_OPSET}"
     if entry.get("external_data"):
-        return "the ONNX weights lie in a second file"
+        return "the ONNX weights are split into two files"
     path = model.file_of(entry)
     if path is None:
         raise NotApplicable("the ONNX weights are not in the package")
     with path.open("rb") as file:
-        head = file.read(2)  # a model starts with field 1, its IR version: a small number, so one byte
+        head = file.read(2)  # a model starts with field 1, its IR version, a number of one byte
     if len(head) == 2 and head[0] == 8 and head[1] > _MAX_IR:
-        return f"the ONNX IR version is {head[1]}, {_MAX_IR} at most"
+        return f"the ONNX IR version is {head[1]}, expected at most {_MAX_IR}"
     return None

@@ -1,4 +1,4 @@
-"""ilastik, whose server tiktorch runs bioimageio.core on torch."""
+"""ilastik, whose server, tiktorch, runs models with bioimageio.core and torch."""
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
@@ -7,12 +7,12 @@ from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
 # fmt: off
 _READS = ("torchscript", "pytorch_state_dict")
-# what bioimageio.core does not run in format 0.4, and what its conversion to 0.5 loses
+# arguments of format 0.4 that bioimageio.core cannot run, or that its conversion to 0.5 loses
 _LOST = {"scale_linear": "axes", "scale_range": "reference_tensor"}
-_THERE = rules.ALWAYS_THERE | {"torchvision", "skimage"}
+_INSTALLED = rules.ALWAYS_INSTALLED | {"torchvision", "skimage"}
 consumer("ilastik", "ilastik",
-         "ilastik runs models as one step of a workflow, on a server (tiktorch) that holds bioimageio.core 0.10.2 and "
-         "torch 2.7, and neither ONNX Runtime nor TensorFlow.", 6, reads=_READS)
+         "ilastik runs models as one step of a workflow, on a server (tiktorch) that has bioimageio.core 0.10.2 and "
+         "torch 2.7, but neither ONNX Runtime nor TensorFlow.", 6, reads=_READS)
 
 rule("ilastik.format_version", BLOCKS, TIKTORCH, repair="lower_format", fix=rules.FORMAT_059,
      breaks="ilastik's bioimageio.core 0.10.2 refuses it")(rules.format_version)
@@ -22,31 +22,31 @@ rule("ilastik.weights_format", BLOCKS, ZOO_REPORTS, asks="Weights as torchscript
      breaks="ilastik has torch only, neither ONNX Runtime nor TensorFlow", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
 rule("ilastik.single_io", BLOCKS, ZOO_REPORTS, fix=rules.ONE_OF_EACH,
-     breaks="ilastik takes one image and shows one")(rules.single_io)
+     breaks="ilastik accepts one image and shows one")(rules.single_io)
 rule("ilastik.axis_ids", BLOCKS, TIKTORCH, fix=rules.NAMED_AXES,
-     breaks="ilastik knows no other axes")(rules.axis_ids)
+     breaks="ilastik supports no other axes")(rules.axis_ids)
 rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names",
      asks="A channel axis on every input and output, with channel_names that are identifiers.",
-     fix="Add a channel axis with channel_names, identifiers such as channel0.",
-     breaks="ilastik needs a channel axis on both sides, and its bioimageio.core 0.10.2 refuses other names",
+     fix="Add a channel axis whose channel_names are identifiers, such as channel0.",
+     breaks="ilastik needs these axes, and its bioimageio.core 0.10.2 refuses other names",
 )(lambda model: rules.channel_names(model) or rules.identifiers(model))
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
-     breaks="ilastik's bioimageio.core 0.10.2 knows no custom step, and has neither StarDist nor Cellpose",
+     breaks="ilastik's bioimageio.core 0.10.2 supports no custom steps, and has neither StarDist nor Cellpose",
 )(rules.python_processing)
-rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n agrees.",
+rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n is the same on all axes.",
      breaks="ilastik uses the smallest n for all axes, so its tiles shrink and overlap")(rules.uneven_grid)
 rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)
 rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
-     breaks="ilastik installs nothing for a model, so that its architecture cannot be imported",
+     breaks="ilastik installs no packages for a model, so its architecture cannot be imported",
      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
-     asks="Where a state_dict is all there is: an architecture without dependencies of its own.",
-)(lambda model: rules.own_dependencies(model, _THERE))
+     asks="If there is only a state_dict: an architecture without further dependencies.",
+)(lambda model: rules.own_dependencies(model, _INSTALLED))
 
 
 @rule("ilastik.conversion", BLOCKS, TIKTORCH, versions="0.4",
       breaks="ilastik converts older descriptions to format 0.5 before it loads them, and cannot convert this one",
-      fix="Write the description in format 0.5; an output of fixed size has no halo, and scale_linear names no axes.")
+      fix="Write the description in format 0.5, with no halo on outputs of fixed size and no axes in scale_linear.")
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.outputs and model.valid and model.valid.upgraded is None:
@@ -58,7 +58,7 @@ def conversion(model: Model) -> str | None:
 @rule("ilastik.newer_fields", BLOCKS, TIKTORCH, breaks="ilastik's bioimageio.core 0.10.2 refuses it",
       fix="Leave strict out, and state at most 1000 mismatched elements per million.")
 def newer_fields(model: Model) -> str | None:
-    """No fields, or values of them, that came after format 0.5.9."""
+    """No fields or values that were added after format 0.5.9."""
     if "strict" in model.weights.get("pytorch_state_dict", {}):
         return "weights.pytorch_state_dict.strict is given"
     return rules.tolerates(model, "mismatched_elements_per_million", 1000)

@@ -1,1 +1,1 @@
-"""Models that run, in a process of their own."""
+"""Checks that run a model, in a subprocess."""

@@ -1,4 +1,4 @@
-"""What users expect of a model besides its test output: other images, sizes, number types, batches and devices."""
+"""Checks beyond the test output: other images, sizes, dtypes, batches and devices."""
 
 import contextlib
 import re
@@ -19,60 +19,60 @@ _SAME = 1e-4
 _DEVICES = 1e-3
 _COST_VOXELS = 2**18
 _DTYPES = ("uint16", "int32", "float64")
-_GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")  # engines older than torch 2.3 make int32 of uint16
+_GRAPH_DTYPES = ("uint8", "int32", "int64", "float64")  # engines older than torch 2.3 convert uint16 to int32
 _TO_FLOAT = {"scale_linear", "scale_range", "sigmoid", "zero_mean_unit_variance", "fixed_zero_mean_unit_variance"}
 _GUARD = "Guard divisions and logarithms in the model with a small constant."
-_DESCRIBE = "Describe every tensor that the model returns, in its order, and no other."
-_FIXED, _TOO_LARGE = "the input size is fixed", "the smallest declared input is too large to be run here"
+_DESCRIBE = "Describe every tensor that the model returns, in order, and no others."
+_FIXED, _TOO_LARGE = "the input size is fixed", "the smallest declared input is too large to run here"
 _NO_TENSORS = "the outputs cannot be compared, see run.output_kind"
 
 
-@run_check("run.output_kind", Severity.BLOCKS, weights=("torchscript",), breaks="programs find no image in its result",
+@run_check("run.output_kind", Severity.BLOCKS, weights=("torchscript",), breaks="programs find no image in the result",
            fix="Return a tensor, or a tuple of tensors in the order of the outputs.")  # fmt: skip
 def output_kind(runner: Runner) -> Outcome:
-    """The TorchScript returns a tensor, a tuple or a list of tensors, as many as are described, never a dict."""
+    """The TorchScript returns a tensor, or a tuple or list of tensors, one per described output, never a dict."""
     try:
-        outputs, wanted = runner.script.as_saved, len(runner.descr.outputs)
+        outputs, n_described = runner.script.as_saved, len(runner.descr.outputs)
     except ModelError:
         raise NotApplicable(reference.DOES_NOT_RUN) from None
     if isinstance(outputs, str):
-        return Outcome("failed", f"the model returns a {outputs}, which no program reads")
-    if len(outputs) != wanted:  # bioimageio.core leaves out what is too much
-        text = f"the model returns {len(outputs)} tensors, {wanted} are described"
-        return Outcome("warning" if len(outputs) > wanted else "failed", text, _DESCRIBE)
-    return Outcome("passed", f"as many tensors are returned as described: {len(outputs)}")
+        return Outcome("failed", f"the model returns a {outputs}, which programs cannot read")
+    if len(outputs) != n_described:  # bioimageio.core ignores surplus tensors
+        text = f"the model returns {len(outputs)} tensors, {n_described} are described"
+        return Outcome("warning" if len(outputs) > n_described else "failed", text, _DESCRIBE)
+    return Outcome("passed", f"the model returns all tensors that are described: {n_described}")
 
 
 @run_check("fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
            fix="Call eval() on the network before torch.jit.script or torch.jit.trace, and save it again.",
            weights=("torchscript",), compares=True)  # fmt: skip
 def as_loaded(runner: Runner) -> Outcome:
-    """The TorchScript gives the same in the state in which it was saved: Fiji's engine does not switch it to eval."""
+    """The TorchScript as saved computes the same as in evaluation mode: Fiji's engine does not call eval()."""
     expected, got = runner.run(runner.small_inputs, postprocess=False), runner.script.as_saved
     if isinstance(got, str):
         raise NotApplicable(_NO_TENSORS)
     if len(expected) < (n := len(runner.descr.outputs)):
-        raise NotApplicable(f"{n} outputs are described by {len(expected)} names, see format.recommended")
+        raise NotApplicable(f"the {n} described outputs have {len(expected)} names, see format.recommended")
     if len(got) != n:  # JDLL's PytorchInterface.fillOutputTensors
-        text = f"Fiji's engine throws, since the model returns {len(got)} tensors, and {n} are described"
+        text = f"Fiji's engine throws, since the model returns {len(got)} tensors and {n} are described"
         return Outcome("failed", text, _DESCRIBE)
-    pairs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
-    worst = max(reference.mismatched_ppm(made, array, *reference.ZOO_DEEPIMAGEJ) for _, array, made in pairs)
+    outputs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
+    worst = max(reference.mismatched_ppm(made, array, *reference.ZOO_DEEPIMAGEJ) for _, array, made in outputs)
     training = runner.script.training
     state = f"in training mode ({', '.join(training[:2])}, ...)" if training else "in evaluation mode"
-    text = f"saved {state}; as it is loaded {worst:.0f} ppm of the output differ from evaluation mode"
-    shown = tuple(Evidence(f"{name}, as loaded", runner.axes(name), array, made) for name, array, made in pairs)
-    return Outcome("failed", text, "", shown) if worst else Outcome("passed", text)
+    text = f"saved {state}; as loaded {worst:.0f} ppm of the output differ from evaluation mode"
+    evidence = tuple(Evidence(f"{name}, as loaded", runner.axes(name), array, made) for name, array, made in outputs)
+    return Outcome("failed", text, "", evidence) if worst else Outcome("passed", text)
 
 
 @run_check("run.deterministic", Severity.DEGRADES, breaks="nobody gets the same image twice", compares=True,
-           fix="Take random numbers from a hash of the pixel's place, not from torch's global generator.")  # fmt: skip
+           fix="Take random numbers from a hash of the pixel position, not from torch's global generator.")  # fmt: skip
 def deterministic(runner: Runner) -> Outcome:
-    """The same input gives the same output again and again, whatever torch's random state."""
+    """The same input always gives the same output, whatever torch's random state."""
     import torch
 
     worst = 0.0
-    for run in (1, 2):  # engines optimise a graph while it runs for the second time
+    for run in (1, 2):  # engines optimise a graph in its second run
         torch.manual_seed(SHARED_SEED + run)
         worst = max(worst, reference.worst_rms(runner.run(runner.small_inputs), runner.small_outputs))
     text = f"three runs differ by {worst:.1e} of the scale" if worst else "three runs give identical outputs"
@@ -80,87 +80,87 @@ def deterministic(runner: Runner) -> Outcome:
 
 
 @run_check("run.batch", Severity.DEGRADES, breaks="an image's result depends on its neighbours",
-           fix="Compute statistics per image, never over the batch axis; steps of processing name their axes for that, "
-               "such as axes: [channel, y, x].", compares=True)  # fmt: skip
+           fix="Compute statistics per image, never over the batch axis: name the axes of processing steps, such as "
+               "axes: [channel, y, x].", compares=True)  # fmt: skip
 def batch(runner: Runner) -> Outcome:
-    """An image's output does not depend on the images that share its batch."""
+    """The output for an image does not depend on other images in its batch."""
     batches = [[axis for axis in t.axes if getattr(axis, "type", "") == "batch"] for t in runner.descr.inputs]
     if not all(axes and axes[0].size is None for axes in batches):
         raise NotApplicable("the batch size is fixed")
 
     def first(arrays: Arrays) -> Arrays:
-        places = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
-        return {name: arrays[name].take([0], place) for name, place in places.items()}
+        axes = {name: runner.axes(name).index("batch") for name in arrays if "batch" in runner.axes(name)}
+        return {name: arrays[name].take([0], axis) for name, axis in axes.items()}
 
-    alone, together = first(runner.small_inputs), Arrays()
-    for name, array in alone.items():  # mates are brighter, mirrored and empty: any statistics over the batch change
+    single, batched = first(runner.small_inputs), Arrays()
+    for name, array in single.items():  # beside a brighter mirror image and an empty one, all batch statistics change
         flipped = np.flip(array, runner.axes(name).index("x")) if "x" in runner.axes(name) else array
-        mates = [array, 2 * flipped, np.zeros_like(array)]
-        together[name] = np.concatenate(mates, runner.axes(name).index("batch")).astype(array.dtype)
-    single = runner.run(alone)
+        images = [array, 2 * flipped, np.zeros_like(array)]
+        batched[name] = np.concatenate(images, runner.axes(name).index("batch")).astype(array.dtype)
+    expected = runner.run(single)
     try:
-        mixed = runner.run(together)
+        got = runner.run(batched)
     except ModelError as error:
-        told = f"takes one image at a time, though any batch is declared: {error}"
-        return Outcome("failed", told, reference.ONE_IMAGE)
-    worst = reference.worst_rms(first(mixed), first(single))
-    text = f"alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {_SAME:.0e})"
+        text = f"takes one image at a time, though any batch size is declared: {error}"
+        return Outcome("failed", text, reference.ONE_IMAGE)
+    worst = reference.worst_rms(first(got), first(expected))
+    text = f"outputs alone and in a batch of 3 differ by {worst:.1e} of the scale (at most {_SAME:.0e})"
     return Outcome("passed" if worst <= _SAME else "failed", text)
 
 
-@run_check("run.dtypes", Severity.DEGRADES, breaks="images as cameras write them give other results, or none",
+@run_check("run.dtypes", Severity.DEGRADES, breaks="images in the dtype of the camera give other results, or none",
            fix="Begin the preprocessing with ensure_dtype float32, or convert in the network: x.float().", once=True,
            compares=True)  # fmt: skip
 def dtypes(runner: Runner) -> Outcome:
-    """Images of other number types give what the same values as float32 give, through the declared preprocessing."""
+    """Images of other dtypes give the same results as float32, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
-    wanted = _DTYPES[: 1 if runner.is_stochastic else None]
-    if problem := _other_types(lambda arrays: list(runner.run(arrays).values()), counts, wanted):
+    dtypes = _DTYPES[: 1 if runner.is_stochastic else None]
+    if problem := _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes):
         return Outcome("failed", problem)
     through = "through the declared preprocessing, in bioimageio.core"
-    return Outcome("passed", f"{through}, {', '.join(wanted)} give what float32 gives")
+    return Outcome("passed", f"{', '.join(dtypes)} give the same as float32, {through}")
 
 
-@run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that hand over images as they are cannot run it",
+@run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that do not convert images cannot run it",
            fix="Begin forward with x = x.float(), or declare ensure_dtype float32 as the first step.",
            weights=("torchscript",), compares=True)  # fmt: skip
 def graph_dtypes(runner: Runner) -> Outcome:
-    """The TorchScript itself takes images of other number types: nothing converts them where no step is declared."""
+    """The TorchScript itself accepts images of other dtypes: without a declared step nothing converts them."""
     tensors = runner.rdf.get("inputs") or []
     if tensors and all(map(_makes_float, tensors)):
-        raise NotApplicable("the declared preprocessing makes float32 of every image")
+        raise NotApplicable("the declared preprocessing converts every image to float32")
     script = runner.script
     if isinstance(script.as_saved, str):
         raise NotApplicable(_NO_TENSORS)
     counts = {name: np.minimum(as_counts(array), 255) for name, array in runner.small_inputs.items()}
-    wanted = _GRAPH_DTYPES[1:2] if runner.is_stochastic else _GRAPH_DTYPES
-    if problem := _other_types(lambda arrays: script.run(list(arrays.values())), counts, wanted):
+    dtypes = _GRAPH_DTYPES[1:2] if runner.is_stochastic else _GRAPH_DTYPES
+    if problem := _other_dtypes(lambda arrays: script.run(list(arrays.values())), counts, dtypes):
         return Outcome("failed", f"in the graph itself, {problem}")
-    return Outcome("passed", f"the graph itself takes {', '.join(wanted)}, and gives what float32 gives")
+    return Outcome("passed", f"the graph itself takes {', '.join(dtypes)}, with the same results as for float32")
 
 
-def _other_types(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
-    """What differs from float32, or is refused, first; empty where nothing is."""
+def _other_dtypes(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
+    """Describe the first dtype that is refused or differs from float32; empty if there is none."""
     expected = run({name: array.astype(np.float32) for name, array in counts.items()})
     for dtype in dtypes:
         try:
             got = run({name: array.astype(dtype) for name, array in counts.items()})
         except ModelError as error:
-            return f"images are refused, such as {dtype} ({one_sentence(error, 140)})"
+            return f"images of dtype {dtype} are refused ({one_sentence(error, 140)})"
         worst = max((reference.relative_rms(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if worst > _SAME:
-            return f"the same values as {dtype} differ by {worst:.1e} of the scale"
+            return f"results for {dtype} differ by {worst:.1e} of the scale from those for float32"
     return ""
 
 
 def _makes_float(tensor: Any) -> bool:
-    """Whether a step that the author wrote turns an input of any type into float32, in every program."""
+    """Whether a declared preprocessing step converts inputs of any dtype to float32, in every program."""
     steps = [(step.get("id", step.get("name")), step.get("kwargs") or {}) for step in tensor.get("preprocessing") or []]
     return any(name in _TO_FLOAT or (name, k.get("dtype")) == ("ensure_dtype", "float32") for name, k in steps)
 
 
 def as_counts(array: NDArray[Any]) -> NDArray[np.float64]:
-    """Whole numbers within 0 to 1000 that every number type holds: the values themselves where they are such."""
+    """Round to whole numbers from 0 to 1000; values outside, or all below 2, are first rescaled to that range."""
     values = np.nan_to_num(array.astype(np.float64))
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     if low < 0 or high > 1000 or high < 2:
@@ -175,24 +175,24 @@ run_check("run.single_photon", Severity.DEGRADES, asks="An image with a single c
 )(lambda runner: _finite(runner, 1, "a single count of 1"))  # fmt: skip
 
 
-def _finite(runner: Runner, n_photons: int, what: str) -> Outcome:
+def _finite(runner: Runner, n_photons: int, description: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
         array[tuple(size // 2 for size in array.shape)] = n_photons
     if broken := reference.not_finite(runner.run(inputs)):
-        return Outcome("failed", f"{what} gives outputs of which {broken}")
-    return Outcome("passed", f"{what} gives finite outputs")
+        return Outcome("failed", f"for {description}, {broken}")
+    return Outcome("passed", f"{description} gives finite outputs")
 
 
 @run_check("run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
-           fix="See that no device is written into the model: create tensors on the input's device.", once=True,
+           fix="Write no device into the model: create tensors on the input's device.", once=True,
            compares=True, order=1)  # fmt: skip
 def cuda(runner: Runner) -> Outcome:
-    """A GPU gives what the CPU gives."""
+    """A GPU gives the same results as the CPU."""
     import torch
 
     if not torch.cuda.is_available():
-        raise NotApplicable("there is no CUDA device here")
+        raise NotApplicable("no CUDA device is available")
     return other_device(runner, "cpu" if runner.device.startswith("cuda") else "cuda:0")
 
 
@@ -202,7 +202,7 @@ def other_device(runner: Runner, device: str) -> Outcome:
         with Runner(runner.descr, runner.weights_format, device, runner.file, runner.rdf) as other:
             got = other.produced
     except ModelError as error:
-        return Outcome("failed", f"does not run on {device}: {error}")
+        return Outcome("failed", f"the model does not run on {device}: {error}")
     worst = reference.worst_rms(got, runner.produced)
     text = f"{device} differs from {runner.device} by {worst:.1e} of the scale (at most {_DEVICES:.0e})"
     if worst <= _DEVICES:
@@ -213,15 +213,15 @@ def other_device(runner: Runner, device: str) -> Outcome:
 @run_check("run.cost", Severity.STYLE, breaks="large images do not fit, or take too long",
            fix="Make the network smaller, or declare smaller tiles.", once=True, order=1)  # fmt: skip
 def cost(runner: Runner) -> Outcome:
-    """Time and memory that the model takes for each megapixel (or megavoxel) of input."""
+    """Time and memory per megapixel (or megavoxel) of input."""
     inputs = runner.small_inputs
     if runner.steps and not runner.is_stochastic:
         larger = (runner.sizes(2**k)[0] for k in reversed(range(10)))
-        if fitting := next((found for found in larger if voxels(found) <= _COST_VOXELS), None):
+        if fitting := next((candidate for candidate in larger if voxels(candidate) <= _COST_VOXELS), None):
             inputs = runner.inputs_of(fitting)
     inputs = runner.preprocess(inputs)
     per_mega = 1e6 / max(array.size for array in inputs.values())
-    with contextlib.suppress(OSError):  # Linux alone can forget the peak, and tell it
+    with contextlib.suppress(OSError):  # only Linux can reset the peak memory and report it
         Path("/proc/self/clear_refs").write_text("5")
     before, start = psutil.Process().memory_info().rss, time.monotonic()
     runner.run(inputs, preprocessed=True)
@@ -240,21 +240,20 @@ def sizes(runner: Runner) -> Outcome:
         raise NotApplicable(_FIXED)
     done = []
     for ns in _size_parameters(runner):
-        wanted, promised = runner.sizes(ns)
-        if voxels(wanted) > MAX_VOXELS:
+        inputs, outputs = runner.sizes(ns)
+        if voxels(inputs) > MAX_VOXELS:
             continue
-        shape = runner.shape_of(wanted)
+        shape = runner.shape_of(inputs)
         try:
             is_known = not any(ns.values()) and runner.takes_declared_sizes
-            produced = runner.small_outputs if is_known else runner.run(runner.inputs_of(wanted))
+            produced = runner.small_outputs if is_known else runner.run(runner.inputs_of(inputs))
         except ModelError as error:
             return Outcome("failed", f"input size {shape} raised {error}")
-        for name, axis, size in ((name, *pair) for name, axes in promised.items() for pair in axes.items()):
+        for name, axis, size in ((name, *pair) for name, axes in outputs.items() for pair in axes.items()):
             got = produced[name].shape[runner.axes(name).index(axis)]
-            # a size that depends on the data has bounds
-            least, most = (size, size) if isinstance(size, int) else (size.min, size.max)
-            if got < least or (most is not None and got > most):
-                return Outcome("failed", f"input size {shape} gives {name!r} {got} along {axis}, declared is {size}")
+            low, high = (size, size) if isinstance(size, int) else (size.min, size.max)  # data-dependent: bounds
+            if got < low or (high is not None and got > high):
+                return Outcome("failed", f"for input size {shape}, {name!r} is {got} along {axis}, declared is {size}")
         done.append(shape)
     if not done:
         raise NotApplicable(_TOO_LARGE)
@@ -262,33 +261,33 @@ def sizes(runner: Runner) -> Outcome:
 
 
 def _size_parameters(runner: Runner) -> list[dict[Axis, int]]:
-    """Size parameters n: none, one along each axis alone, two along all (equal ones are bioimageio.core's test)."""
+    """Return size parameters n: 0, then 1 along one axis at a time, then 2 (bioimageio.core's test uses equal ones)."""
     axes = dict.fromkeys(axis for _, axis in runner.steps)
-    alone = [{key: int(key[1] == longer) for key in runner.steps} for longer in axes]
-    every = [dict.fromkeys(runner.steps, 0), *alone, dict.fromkeys(runner.steps, 2)]
-    return every[:2] if runner.is_stochastic else every
+    single = [{key: int(key[1] == longer) for key in runner.steps} for longer in axes]
+    parameters = [dict.fromkeys(runner.steps, 0), *single, dict.fromkeys(runner.steps, 2)]
+    return parameters[:2] if runner.is_stochastic else parameters
 
 
 @run_check("fiji.below_min", Severity.DEGRADES, breaks="small images fail in Fiji",
            fix="Make the network accept every multiple of step.", weights=("torchscript",))  # fmt: skip
 def below_min(runner: Runner) -> Outcome:
     """Multiples of step below min run too: deepImageJ's engine does not enforce min."""
-    if not runner.steps or runner.follows:
-        raise NotApplicable(_FIXED if not runner.steps else "sizes of inputs refer to others'")
-    least, _ = runner.sizes(0)
-    fitting = {(tensor, axis): (least[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}
-    highest, tried = max(fitting.values()), list[tuple[int, ...]]()
+    if not runner.steps or runner.has_linked_sizes:
+        raise NotApplicable(_FIXED if not runner.steps else "input sizes refer to those of other inputs")
+    minimum, _ = runner.sizes(0)
+    multiples = {(tensor, axis): (minimum[tensor][axis] - 1) // step for (tensor, axis), step in runner.steps.items()}
+    highest, tried = max(multiples.values()), list[tuple[int, ...]]()
     for k in [1, highest][: min(highest, 1 if runner.is_stochastic else 2)]:
-        wanted = {tensor: dict(found) for tensor, found in least.items()}
+        smaller = {tensor: dict(axes) for tensor, axes in minimum.items()}
         for (tensor, axis), step in runner.steps.items():
-            wanted[tensor][axis] = step * max(1, min(k, fitting[tensor, axis]))
-        if voxels(wanted) > MAX_VOXELS:
+            smaller[tensor][axis] = step * max(1, min(k, multiples[tensor, axis]))
+        if voxels(smaller) > MAX_VOXELS:
             raise NotApplicable(_TOO_LARGE)
-        tried.append(runner.shape_of(wanted))
+        tried.append(runner.shape_of(smaller))
         try:
-            runner.run(runner.inputs_of(wanted))
+            runner.run(runner.inputs_of(smaller))
         except ModelError as error:
             return Outcome("failed", f"input size {tried[-1]}, below min, raised {error}")
     if not tried:
-        raise NotApplicable("no multiple of step lies below min")
+        raise NotApplicable("no multiple of step is below min")
     return Outcome("passed", f"{len(tried)} sizes below min run, from {tried[0]}")

@@ -1,4 +1,4 @@
-"""What tiles change: one profile of the difference against the distance from a cut answers seams and halos."""
+"""Seams between tiles, and halos that avoid them, from the difference as a function of the distance from a cut."""
 
 import contextlib
 import math
@@ -13,92 +13,91 @@ from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
 SEAM = 1e-2  # largest difference between tiles and the whole image, as relative RMS
 _SAFETY = 0.9
-_FAR_PX = 64  # halos are looked for as far, where tiles are smaller
+_FAR_PX = 64  # least distance up to which a sufficient halo is searched
 _STATISTICS = "Keep statistics of the whole image, such as norms over all pixels, out of the network"
 
-
-Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the last: pixels of the input that are one of the output
+Cuts = dict[Axis, tuple[EdgeProfile, Evidence, float]]  # the number: input pixels per output pixel
 
 
 def _cuts(runner: Runner, reach_px: int) -> Cuts:
     """Cut an image along each axis in turn, on both sides; profiles reach at least ``reach_px`` input pixels."""
     axes = dict.fromkeys(axis for _, axis in runner.steps)
-    return {place: cut for axis in axes for place, cut in _cuts_along(runner, axis, reach_px).items()}
+    return {key: cut for axis in axes for key, cut in _cuts_along(runner, axis, reach_px).items()}
 
 
 def _cuts_along(runner: Runner, axis: str, reach_px: int) -> Cuts:
-    keys = {key: step for key, step in runner.steps.items() if key[1] == axis}
-    first, step = next(iter(keys.items()))
-    smallest = runner.sizes(0)[0][first[0]][axis]
+    steps = {key: step for key, step in runner.steps.items() if key[1] == axis}
+    (first, _), step = next(iter(steps.items()))
+    smallest = runner.sizes(0)[0][first][axis]
     n_middle = max(0, math.ceil((2 * reach_px - smallest) / step))
-    # whole tiles away, so that both begin where the network pools
+    # a margin of whole tiles, so that both images start on the pooling grid
     n_margin = math.ceil(math.ceil(2 * reach_px / smallest) * smallest / step)
     others, ns = dict.fromkeys(runner.steps, 0), (n_middle, n_middle + 2 * n_margin)
-    small, large = (runner.sizes(others | dict.fromkeys(keys, n))[0] for n in ns)
+    small, large = (runner.sizes(others | dict.fromkeys(steps, n))[0] for n in ns)
     if voxels(large) > MAX_VOXELS:
-        raise NotApplicable("an image of three tiles is too large to be run here")
-    # of every input that grows along the axis: sizes may also follow another input's
-    grown = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
-    margins = {name: growth // 2 for (name, of), growth in grown.items() if growth and of == axis}
-    if any(growth and of != axis for (_, of), growth in grown.items()):
-        raise NotApplicable("the size of one axis follows another's, so that no axis can be cut alone")
+        raise NotApplicable("an image of three tiles is too large to run here")
+    # for every input that grows along the axis: its size may also follow that of another input
+    growths = {(name, of): large[name][of] - size for name, sizes in small.items() for of, size in sizes.items()}
+    margins = {name: growth // 2 for (name, of), growth in growths.items() if growth and of == axis}
+    if any(growth and of != axis for (_, of), growth in growths.items()):
+        raise NotApplicable("the size of one axis follows that of another, so no axis can be cut alone")
 
-    def part(name: str, array: NDArray[Any], place: slice) -> NDArray[Any]:
-        return array[tuple(place if other == axis else slice(None) for other in runner.axes(name))]
+    def part(name: str, array: NDArray[Any], window: slice) -> NDArray[Any]:
+        return array[tuple(window if other == axis else slice(None) for other in runner.axes(name))]
 
     image = runner.inputs_of(large)
     for name, margin in margins.items():
-        # Far outside the whole is dark: what takes statistics of all pixels differs then at every distance.
+        # The far margin is dark, so that networks with statistics of all pixels differ at every distance.
         part(name, image[name], slice(-(margin // 2), None))[...] = image[name].min(initial=0)
     # Preprocessing may take statistics of the image: apply it once, so that only the cut differs.
     image = runner.preprocess(image)
     cut = {name: part(name, image[name], slice(margin, margin + small[name][axis])) for name, margin in margins.items()}
     whole, middle = runner.run(image, preprocessed=True), runner.run(image | cut, preprocessed=True)
-    found: Cuts = {}
-    for name, made in middle.items():
-        place = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
-        margin = (whole[name].shape[place] - made.shape[place]) // 2
-        expected = part(name, whole[name], slice(margin, margin + made.shape[place]))
-        if place >= 0 and margin > 0 and expected.shape == made.shape:
-            evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, made)
-            found[name, axis] = EdgeProfile.of(expected, made, place), evidence, margins[first[0]] / margin
-    return found
+    cuts: Cuts = {}
+    for name, got in middle.items():
+        index = runner.axes(name).index(axis) if axis in runner.axes(name) else -1
+        margin = (whole[name].shape[index] - got.shape[index]) // 2
+        expected = part(name, whole[name], slice(margin, margin + got.shape[index]))
+        if index >= 0 and margin > 0 and expected.shape == got.shape:
+            evidence = Evidence(f"{name}, cut along {axis} against the whole image", runner.axes(name), expected, got)
+            cuts[name, axis] = EdgeProfile.of(expected, got, index), evidence, margins[first] / margin
+    return cuts
 
 
-@run_check("run.tiled", Severity.DEGRADES, breaks="seams show between tiles", once=True, compares=True,
+@run_check("run.tiled", Severity.DEGRADES, breaks="tiles show seams", once=True, compares=True,
            fix="Enlarge the halo, or keep whole-image statistics out of the network.")  # fmt: skip
 def tiled(runner: Runner) -> Outcome:
-    """A tiled prediction equals the whole-image one: the declared halo covers what the network looks at."""
+    """Tiles predict the same as the whole image: the declared halo covers the receptive field."""
     if not runner.steps:
         raise NotApplicable("the input size is fixed, so no image can be predicted as a whole")
     if runner.postprocesses_whole_images:
-        raise NotApplicable("postprocessing takes statistics of the whole image")
+        raise NotApplicable("postprocessing needs statistics of the whole image")
     if runner.is_stochastic:
-        raise NotApplicable("it is declared stochastic, so each tile holds another sample")
+        raise NotApplicable("it is declared stochastic, so each tile is another sample")
     smallest = runner.sizes(0)[0]
     largest = max(smallest[tensor][axis] for tensor, axis in runner.steps)
     if not (cuts := _cuts(runner, math.ceil(largest / 2))):
-        raise NotApplicable("no output grows with the image, so tiles cannot be put together")
+        raise NotApplicable("no output grows with the image, so tiles cannot be joined")
     worst, tile = _seam(runner, cuts), runner.shape_of(smallest)
     text = f"tiles of {tile}, halo included, differ from the whole by {worst:.2%} (below {SEAM:.0%} expected)"
     if worst < SEAM:
         return Outcome("passed", text)
-    if _needed(cuts) is None:  # look farther, where such an image can be run here
+    if _sufficient(cuts) is None:  # search farther, if so large an image can be run here
         with contextlib.suppress(NotApplicable):
             cuts = _cuts(runner, max(_FAR_PX, 2 * largest))
-    none = "" if any(runner.halo.values()) else "; no halo is declared"
+    undeclared = "" if any(runner.halo.values()) else "; no halo is declared"
     evidence = tuple(item for _, item, _ in cuts.values())
-    if (needed := _needed(cuts)) is None:
+    if (sufficient := _sufficient(cuts)) is None:
         tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
-        return Outcome("failed", f"{text}; none up to {tried} px would do{none}", fix, evidence)
-    halo, least = map(_told, needed)
-    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {least}."
-    return Outcome("failed", f"{text}; a halo of {halo} would do{none}", fix, evidence)
+        return Outcome("failed", f"{text}; no halo up to {tried} px suffices{undeclared}", fix, evidence)
+    halo, minimum = map(_in_words, sufficient)
+    fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {minimum}."
+    return Outcome("failed", f"{text}; a halo of {halo} suffices{undeclared}", fix, evidence)
 
 
 def _seam(runner: Runner, cuts: Cuts) -> float:
-    """The worst output's difference in the smallest tiles: what the axes leave adds up in squares."""
+    """Return the relative RMS of the worst output in the smallest tiles; squares add up over the axes."""
     outputs, squares = runner.sizes(0)[1], dict[str, float]()
     for (name, axis), (profile, *_) in cuts.items():
         size, halo = outputs[name][axis], runner.halo.get((name, axis), 0)
@@ -107,18 +106,19 @@ def _seam(runner: Runner, cuts: Cuts) -> float:
     return math.sqrt(max(squares.values(), default=0.0))
 
 
-def _needed(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
-    """The halo along each axis that would do for all outputs, as far as the cuts reach, and the min that holds it."""
-    halos, least = dict[str, int](), dict[str, int]()
+def _sufficient(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
+    """Return the halo per axis that suffices and the min that holds it; None if the cuts do not reach that far."""
+    halos, minimum = dict[str, int](), dict[str, int]()
     for (name, axis), (profile, _, input_px) in cuts.items():
         halo = profile.needed_halo(_SAFETY * SEAM / math.sqrt(sum(other == name for other, _ in cuts)))
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-        least[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), least.get(axis, 0))
-    return halos, least
+        minimum[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), minimum.get(axis, 0))
+    return halos, minimum
 
 
-def _told(pixels: Mapping[str, int]) -> str:
-    by_axis = [f"{axis} {n}" for axis, n in pixels.items()]
-    return f"{next(iter(pixels.values()))} px" if len({*pixels.values()}) == 1 else f"{', '.join(by_axis)} px"
+def _in_words(pixels: Mapping[str, int]) -> str:
+    if len({*pixels.values()}) == 1:
+        return f"{next(iter(pixels.values()))} px"
+    return f"{', '.join(f'{axis} {n}' for axis, n in pixels.items())} px"

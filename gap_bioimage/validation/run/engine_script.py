@@ -1,8 +1,8 @@
-"""Run a model in another interpreter: this file is run by that interpreter, and needs torch alone.
+"""Run a model in another interpreter: that interpreter runs this file, which needs torch only.
 
     PYTHON engine_script.py versions | run WEIGHTS FOLDER REPEATS | core RDF WEIGHTS_FORMAT...
 
-The last line printed is the answer, as JSON. Written for Python 3.6 and torch 1.8 on.
+The last line printed is the answer, as JSON. Written for Python 3.6, torch 1.8 and newer.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from typing import Any
 
 
 def versions() -> Any:
-    """Tell which torch and bioimageio.core this is."""
+    """Return the versions of torch and bioimageio.core."""
     found: Any = {"torch": None, "core": None}
-    with contextlib.suppress(Exception):  # absent, or old: those fail in many ways beside newer libraries
+    with contextlib.suppress(Exception):  # absent, or too old for newer libraries, with all kinds of errors
         import torch
 
         found["torch"] = str(torch.__version__)
@@ -27,39 +27,39 @@ def versions() -> Any:
 
 
 def run(weights: str, folder: str, repeats: str) -> Any:
-    """Run a TorchScript file on the ``inputs.pt`` of a folder, and leave the last ``outputs.pt`` there."""
+    """Run a TorchScript file on ``inputs.pt`` in a folder, and save the last outputs there as ``outputs.pt``."""
     import torch
 
     inputs = torch.load(os.path.join(folder, "inputs.pt"))
     # as a consumer's engine loads it: no eval()
     module = torch.jit.load(weights, map_location="cpu")  # type: ignore[no-untyped-call]
-    took, outputs = [], []
+    durations, outputs = [], []
     for _ in range(int(repeats)):
         start = time.time()
         with torch.no_grad():
             outputs = module(*inputs)
-        took.append(round(time.time() - start, 2))
+        durations.append(round(time.time() - start, 2))
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
     torch.save([output.detach().float().contiguous() for output in outputs], os.path.join(folder, "outputs.pt"))
-    return {"took": took}
+    return {"took": durations}
 
 
 def core(rdf: str, *weights_formats: str) -> Any:
-    """Run the test of bioimageio.core on some weights of a model."""
+    """Run bioimageio.core's test on the given weights formats of a model."""
     from bioimageio.core import test_model
 
     errors = []
     for name in weights_formats:
         summary = test_model(rdf, weight_format=name)  # type: ignore[arg-type]
-        found = [str(entry.msg) for detail in summary.details for entry in detail.errors]
-        if not found and str(summary.status) != "passed":
-            found = ["its status is " + str(summary.status)]
-        errors += [name + ": " + text for text in found]
+        messages = [str(entry.msg) for detail in summary.details for entry in detail.errors]
+        if not messages and str(summary.status) != "passed":
+            messages = ["its status is " + str(summary.status)]
+        errors += [name + ": " + message for message in messages]
     return {"errors": errors[:3]}
 
 
 if __name__ == "__main__":
-    # whatever is printed meanwhile goes to standard error, so that the answer stands alone
+    # libraries print to standard error from here on: standard output carries the answer alone
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     jobs: Any = {"versions": versions, "run": run, "core": core}

@@ -1,9 +1,10 @@
-"""Run models in a process of their own, within limits of time and memory.
+"""Run models in a subprocess, within limits of time and memory.
 
-A worker imports the libraries once and forks for each model (where the system can fork), so that nothing of one is left
-for the next. Jobs go there as pickles; only lines of JSON come back, one before and one after each check: so the
-parent knows which check hangs, takes too much memory or kills the process. That check has failed; the rest is made in
-a new fork. Python's own forkserver is not used: it imports the caller's script again, unguarded ones included.
+A worker imports the libraries once and forks for each model (where the system can fork), so that no model leaves
+anything behind. Jobs are sent as pickles, but pickles are never read from the child: it answers in lines of JSON, one
+before and one after each check. From these the parent knows which check hangs, takes too much memory or kills the
+process. That check fails, and the others continue in a new fork. Python's own forkserver is not used: it imports the
+caller's script again, even if the script has no ``__main__`` guard.
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ from gap_bioimage.validation.run.session import Job, Session
 _POLL_S = 0.05
 _START_S = 300.0  # importing torch from a slow disk takes minutes
 _MAX_DEATHS = 3
-_MOST_PROCESSES = 200
-_MOST_DEPTH = 3_000
+_MAX_PROCESSES = 200
+_MAX_DEPTH = 3_000
 _DEFAULT_SHARE = 0.8
 _FORKS = hasattr(os, "fork")
 
 PROCESS = declare(
-    "run.process", "run", Severity.BLOCKS, asks="A model that does not bring its process down.",
-    breaks="the program that runs it would end", fix="Correct the failed checks first.", order=9,
+    "run.process", "run", Severity.BLOCKS, asks="A model that does not crash its process.",
+    breaks="the program that runs it would crash", fix="Correct the failed checks first.", order=9,
 )  # fmt: skip
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long each check may take, in seconds, and how much memory its process, in GiB (80 % of the machine's)."""
+    """Limits of each check: seconds, and GiB of memory of its process (by default 80 % of the machine's)."""
 
     seconds: float = 600.0
     memory_gib: float | None = None
@@ -62,14 +63,14 @@ class Limits:
 
 
 class Sandbox:
-    """A process that runs models within limits, one after the other; a context manager, which ends it."""
+    """A subprocess that runs models one after the other, within limits; a context manager, which ends it."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[Message] = queue.Queue()
-        self._model: int | None = None  # the process in which a model runs, as it told itself
-        self._looked = 0.0
+        self._model: int | None = None  # id of the process that runs the model, reported by itself
+        self._checked_at = 0.0
 
     def __enter__(self) -> Sandbox:
         return self
@@ -78,54 +79,54 @@ class Sandbox:
         self._end()
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Let the worker import its libraries meanwhile."""
+        """Start the worker, if it is not running; it imports its libraries in the background."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(  # noqa: S603
-            # -P: a file of the current folder must not stand in for a library
+            # -P: a file in the current folder must not shadow a library
             [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True,  # Ctrl-C ends us, and we end it
+            start_new_session=True,  # Ctrl-C ends this process, which ends the worker
         )  # fmt: skip
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
         return self._process
 
     def run(self, job: Job) -> Iterator[Check | tuple[str, str, Path]]:
-        """Make all checks of a job: yield checks, and pictures as check id, title and path."""
+        """Run all checks of a job; yield checks, and pictures as check id, title and path."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
-            told = Message()
-            for message in self._talk(replace(job, done=tuple(done), seconds=self.limits.seconds)):
+            state = Message()
+            for message in self._messages(replace(job, done=tuple(done), seconds=self.limits.seconds)):
                 if "check" not in message:
-                    told |= message
-                elif (name := message["check"]["id"]) not in done:  # a model that forks has a second one tell it
+                    state |= message
+                elif (name := message["check"]["id"]) not in done:  # a model that forks may report it twice
                     yield from ((name, title, Path(path)) for title, path in message["drawn"])
                     done.append(name)
                     yield Check(**message["check"])
-            if "end" in told and "gone" not in told:
+            if "end" in state and "gone" not in state:
                 return
-            failed = _failed(told)
-            if failed.id in done:  # it ends where it had passed before
+            failed = _failed(state)
+            if failed.id in done:  # it ended in a check that had passed before
                 break
             done.append(failed.id)
             yield failed
-            if failed.id == CORE_TEST.id:  # nothing else would come to an end
+            if failed.id == CORE_TEST.id:  # no other check would finish
                 break
         if failed.status != "error":
-            yield PROCESS.violated("the remaining checks were not made, since the model's process did not last")
+            yield PROCESS.violated("the remaining checks were not run, since the model's process kept ending")
 
-    def _talk(self, job: Job) -> Iterator[Message]:
-        """Send a job; yield its messages, the last of which is ``ended``, ``limit`` or ``gone``."""
+    def _messages(self, job: Job) -> Iterator[Message]:
+        """Send a job and yield its messages; the last one is ``ended``, ``limit`` or ``gone``."""
         process, message, self._model = self.start(), Message(), None
         try:
             if "ready" not in self._next(Limits(_START_S)):
-                raise RuntimeError("the process for running models does not start; is the installation complete?")
-            with contextlib.suppress(OSError):  # its end will be told
-                # bioimageio.spec's paths of files are checked again as they are unpickled, against this folder
+                raise RuntimeError("the process for running models does not start; reinstall gap-bioimage")
+            with contextlib.suppress(OSError):  # the next message reports that the worker has ended
+                # unpickling checks bioimageio.spec's file paths again, relative to this folder
                 pickle.dump((os.path.abspath(job.package.root), pickle.dumps(job)), process.stdin)  # type: ignore[arg-type]
                 process.stdin.flush()  # type: ignore[union-attr]
             while message.keys().isdisjoint({"ended", "limit", "gone"}):
@@ -133,28 +134,28 @@ class Sandbox:
                 self._model = message.get("model", self._model)
                 yield message
         finally:
-            if "ended" not in message:  # it cannot serve any more, or the caller went away
+            if "ended" not in message:  # the worker is of no further use, or the caller stopped reading
                 self._end()
 
     def _next(self, limits: Limits) -> Message:
-        """The next message; ``limit`` where time or memory ran out, ``gone`` where the worker is no more."""
+        """Return the next message; ``limit`` if time or memory ran out, ``gone`` if the worker has ended."""
         start = time.monotonic()
         while True:
-            # before its messages: processes that start others without end would always have some
-            if time.monotonic() - self._looked > _POLL_S and (beyond := self._beyond(limits.memory_bytes)):
-                return {"limit": beyond}
+            # before reading messages: endlessly forking processes would always have some
+            if time.monotonic() - self._checked_at > _POLL_S and (excess := self._excess(limits.memory_bytes)):
+                return {"limit": excess}
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=_POLL_S)
-            if self._process is not None and self._process.poll() is not None:  # the model may go on alone
+            if self._process is not None and self._process.poll() is not None:  # the model may continue alone
                 return {"gone": f"with exit code {self._process.returncode}"}
             if time.monotonic() - start > limits.seconds:
                 return {"limit": f"did not finish within {limits.seconds:g} s"}
 
-    def _beyond(self, memory: int) -> str:
-        self._looked, models = time.monotonic(), self._models()
-        if len(models) > _MOST_PROCESSES:
-            return f"started more than {_MOST_PROCESSES} processes"
-        # resident pages that forks share count for each of them; their share of these takes longer to be told
+    def _excess(self, memory: int) -> str:
+        self._checked_at, models = time.monotonic(), self._models()
+        if len(models) > _MAX_PROCESSES:
+            return f"started more than {_MAX_PROCESSES} processes"
+        # rss counts pages shared by forks once for each of them; pss divides them, but takes longer to read
         if all(sum(_memory(model, kind) for model in models) > memory for kind in ("rss", "pss")):
             return f"took more than {memory / 2**30:.3g} GiB of memory"
         return ""
@@ -172,20 +173,20 @@ class Sandbox:
         for model in self._models():
             with contextlib.suppress(OSError):
                 if _FORKS:
-                    os.killpg(model.pid, signal.SIGKILL)  # all at once: else those that are left start others
-            with contextlib.suppress(psutil.Error):  # ended in between
+                    os.killpg(model.pid, signal.SIGKILL)  # all at once: the remaining ones would start others
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
                 model.kill()
         process, self._process, self._model = self._process, None, None
         process.kill()
         process.wait()
         for stream in filter(None, (process.stdin, process.stdout)):
-            with contextlib.suppress(OSError, ValueError):  # a job may be stuck in it
+            with contextlib.suppress(OSError, ValueError):  # a job may be stuck in the pipe
                 stream.close()
 
 
 def _memory(process: psutil.Process, kind: str) -> int:
-    """Resident memory (``rss``), or its proportional share (``pss``) where the system tells it, in bytes."""
-    with contextlib.suppress(psutil.Error):  # ended in between
+    """Return resident memory (``rss``), or its proportional share (``pss``) where the system reports it, in bytes."""
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
         info = process.memory_info() if kind == "rss" else process.memory_full_info()
         return int(getattr(info, kind, info.rss))
     return 0
@@ -199,60 +200,60 @@ def _read(process: subprocess.Popen[bytes], answers: queue.Queue[Message]) -> No
 
 
 def _failed(message: Message) -> Check:
-    """The check during which the process ended: it has failed, however mild it is, unless our own part did."""
+    """Fail the check during which the process ended, whatever its severity; an error if our own code ended it."""
     check_id = message.get("begin", "run.loads")
-    # nothing but a model that has begun ends the worker
+    # only a check that has begun can blame the model for the end of the worker
     ours = message.get("ours", "gone" in message and "begin" not in message)
     if limit := message.get("limit"):
         text = f"it {limit} and was ended"
-        fix = "See that it ends for what this check gives it, and in that memory; --timeout and --memory set both."
+        fix = "Make sure that the model finishes this check within the limits, set by --timeout and --memory."
     else:
-        what = "the process that starts models" if ours else "the process that ran the model"
-        text = message.get("error") or f"{what} ended {message.get('ended') or message['gone']}"
+        process = "the process that starts models" if ours else "the process that ran the model"
+        text = message.get("error") or f"{process} ended {message.get('ended') or message['gone']}"
         fix = "Report it with your model." if ours else RUNS
     return Check(check_id, definition(check_id).consumer, "error" if ours else "failed", text, fix)
 
 
-def _work(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
-    set_limit = sys.setrecursionlimit  # with one that a model sets higher, endless recursion fills stack or memory
-    vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MOST_DEPTH))
+def _work(root: str, pickled: bytes, send: Callable[..., None]) -> None:
+    set_limit = sys.setrecursionlimit  # if a model raised it, endless recursion would fill stack or memory
+    vars(sys)["setrecursionlimit"] = lambda limit: set_limit(min(limit, _MAX_DEPTH))
     try:
-        tell(model=os.getpid())
+        send(model=os.getpid())
         os.chdir(root)
         job: Job = pickle.loads(pickled)  # noqa: S301  (from the process that started this one)
         scratch = str(job.package.scratch)
-        os.chdir(scratch)  # stray files of a model end where they are removed,
-        tempfile.tempdir = scratch  # and so do those that bioimageio.core leaves
-        Session(job, tell).run()
+        os.chdir(scratch)  # stray files of a model are removed with this folder,
+        tempfile.tempdir = scratch  # and so are those of bioimageio.core
+        Session(job, send).run()
     except BaseException as error:
         text = f"raised {type(error).__name__}: {one_sentence(error, 200)}".rstrip(": ")
-        ours = isinstance(error, Exception)  # what a model raises ends at its check, but for exit()
-        tell(error=f"the validation itself {text}" if ours else text, ours=ours)
+        ours = isinstance(error, Exception)  # exceptions of a model are caught by its check, except exit()
+        send(error=f"the validation itself {text}" if ours else text, ours=ours)
     else:
-        tell(end=True)
+        send(end=True)
 
 
-def _in_a_fork(root: str, pickled: bytes, tell: Callable[..., None]) -> None:
+def _work_in_fork(root: str, pickled: bytes, send: Callable[..., None]) -> None:
     parent, pid = os.getppid(), os.fork()
     if pid == 0:
         try:
             os.setsid()
             with contextlib.suppress(OSError):
-                Path("/proc/self/oom_score_adj").write_text("1000")  # rather the model than what else runs here
-            gc.freeze()  # bioimageio.core collects garbage often, and the libraries are none
-            _work(root, pickled, tell)
+                Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory, the system kills the model first
+            gc.freeze()  # bioimageio.core collects garbage often: skip the libraries' objects
+            _work(root, pickled, send)
         finally:
             os._exit(0)  # no exit handlers: they belong to the parent, and a model may have added some
     ended, status = 0, 0
-    while not ended and os.getppid() == parent:  # nobody stops a model that hangs once the parent was killed
+    while not ended and os.getppid() == parent:  # if the parent is killed, a hanging model must end, too
         ended, status = os.waitpid(pid, os.WNOHANG)
         time.sleep(0 if ended else 0.02)
     with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)  # what the model started itself
+        os.killpg(pid, signal.SIGKILL)  # processes that the model started
     if not ended:
         sys.exit()
     code = os.waitstatus_to_exitcode(status)
-    tell(ended=f"by signal {-code}" if code < 0 else f"with exit code {code}")
+    send(ended=f"by signal {-code}" if code < 0 else f"with exit code {code}")
 
 
 def main() -> None:
@@ -260,7 +261,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def tell(**message: Any) -> None:
+    def send(**message: Any) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
@@ -270,13 +271,13 @@ def main() -> None:
     from gap_bioimage.validation.check import import_checks
 
     del torch
-    bioimageio.core.Tensor(np.zeros(1), dims=["x"])  # xarray looks for libraries of arrays when it makes its first
+    bioimageio.core.Tensor(np.zeros(1), dims=["x"])  # the first array makes xarray search for array libraries
     import_checks()
     with contextlib.suppress(EOFError):
         while True:
-            tell(ready=True)
+            send(ready=True)
             root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
-            (_in_a_fork if _FORKS else _work)(root, pickled, tell)
+            (_work_in_fork if _FORKS else _work)(root, pickled, send)
             if not _FORKS:
-                tell(ended="")
+                send(ended="")
                 return

@@ -1,4 +1,4 @@
-"""The checks of one model, in the process that runs it: bioimageio.core's own test, then what that test leaves out."""
+"""The checks of one model, in the process that runs it: bioimageio.core's own test, then those that it lacks."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -16,110 +16,112 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.run import engines, reference
 from gap_bioimage.validation.run.runner import ModelError, Runner
 
-_NEEDS = {  # what runs weights of each format that a description may give
+_LIBRARIES = {  # the library that runs each weights format
     "pytorch_state_dict": "torch", "torchscript": "torch", "onnx": "onnxruntime", "keras_hdf5": "tensorflow",
     "keras_v3": "keras", "tensorflow_saved_model_bundle": "tensorflow", "tensorflow_js": "",
 }  # fmt: skip
-_SAFE = {"torchscript", "onnx"}  # the others execute code of the package, or graphs that may read and write files
-_TELL_WHY = {"run.reproduces", "run.output_kind"}  # made of models which do not run on their own test input, too
-_OF_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # run images of other sizes than the test inputs'
+_SAFE = {"torchscript", "onnx"}  # the others execute code from the package, or graphs that may read and write files
+_WITHOUT_OUTPUT = {"run.reproduces", "run.output_kind"}  # also for models that do not run on their own test input
+_OTHER_SIZES = {"run.tiled", "run.cost", "fiji.below_min"}  # these run images of other sizes than the test inputs
 
 WEIGHTS = {
     name: registry.declare(
-        f"run.{name}", "run", registry.Severity.DEGRADES, asks=f"Weights in the format {name} that can be run here.",
+        f"run.{name}", "run", registry.Severity.DEGRADES, asks=f"Weights in the format {name} that can run here.",
         breaks="nothing is known about these weights",
         fix="Allow it with --run-code, or install what the message names.", order=-8,
     )
-    for name in _NEEDS
+    for name in _LIBRARIES
 }  # fmt: skip
 LOADS = registry.declare(
     "run.loads", "run", registry.Severity.BLOCKS, asks="Weights that load.", breaks="the model cannot be run",
-    fix="See that the file is whole and in the format as which it is described, that a state_dict fits its "
-        "architecture and the arguments of that, and that processing and test tensors are as described.", order=-2,
+    fix="Make sure that the file is complete and in the declared format, that a state_dict fits its architecture and "
+        "kwargs, and that processing and test tensors are as described.", order=-2,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model to run: the opened package, its valid description, and how."""
+    """One model to run: the opened package, its valid description, and options."""
 
     package: Package
     description: Description
     run_code: bool = False  # allow Python code of the package to run
     device: str = "cpu"
-    engines: tuple[str, ...] = ()  # other interpreters, from `engines.find_engines`, to run the model in too
-    keep: Path | None = None  # for arrays and pictures of what failed
-    pictures: Path | None = None  # for pictures of the rest; None draws none
-    seconds: float = 600.0  # what other interpreters may take
-    done: tuple[str, ...] = ()  # ids of checks that are not made again
+    engines: tuple[str, ...] = ()  # other interpreters to run the model in, from `engines.find_engines`
+    keep: Path | None = None  # folder for arrays and pictures of failed checks
+    pictures: Path | None = None  # folder for pictures of other checks; None draws none
+    seconds: float = 600.0  # time limit of other interpreters
+    done: tuple[str, ...] = ()  # ids of checks that are not repeated
 
 
 @dataclass
 class Session:
-    """A job, and who is told which check begins (``begin``), and what each found (``check``, pictures ``drawn``)."""
+    """A job, and a callback for the start of each check (``begin``) and its result (``check``, pictures ``drawn``)."""
 
     job: Job
-    tell: Callable[..., None]
+    send: Callable[..., None]
 
     def run(self) -> None:
-        """Make every check that needs the model to run; it may never return, so call it in a process of its own."""
+        """Run every check that needs a running model; it may never return, so call it in a subprocess."""
         job, descr = self.job, self.job.description.as_written
         model = Model(job.package, job.description)
-        self._make(reference.CONTROL, lambda _: reference.negative_control(model))
-        blocked = {name: why for name in job.description.weights if (why := _why_not(job, model, name))}
-        for name, why in blocked.items():
-            self._found(WEIGHTS[name], why)
-        run = [name for name in job.description.weights if name not in blocked]
-        files = {name: model.file_of(model.weights.get(name)) for name in run}
+        self._check(reference.CONTROL, lambda _: reference.negative_control(model))
+        blocked = {name: outcome for name in job.description.weights if (outcome := _obstacle(job, model, name))}
+        for name, outcome in blocked.items():
+            self._report(WEIGHTS[name], outcome)
+        runnable = [name for name in job.description.weights if name not in blocked]
+        files = {name: model.file_of(model.weights.get(name)) for name in runnable}
         if not files:
-            self._make(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
+            self._check(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
             return
         runners: dict[str, Runner] = {}
         with ExitStack() as stack:
 
             def load(name: str) -> Outcome:
                 if name not in runners:
-                    made = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
-                    runners[name] = stack.enter_context(made)
+                    runner = Runner(job.description.upgraded or descr, name, job.device, files[name], job.package.rdf)
+                    runners[name] = stack.enter_context(runner)
                 return Outcome("passed", "loads")
 
             def core_test(name: str) -> Outcome:
                 outcome = reference.core_test(descr, name, job.device)
-                if outcome.status == "failed" and not outcome.fix:  # why weights do not load, loading tells better
+                if outcome.status == "failed" and not outcome.fix:  # loading gives a clearer reason
                     try:
                         load(name)
                     except ModelError as error:
                         return Outcome("failed", str(error), LOADS.fix)
                 return outcome
 
-            self._make(reference.CORE_TEST, core_test, list(files))
-            self._make(LOADS, load, list(files))
+            self._check(reference.CORE_TEST, core_test, list(files))
+            self._check(LOADS, load, list(files))
             self._run_all(runners)
         if job.engines:
             path, seconds = job.package.root / job.package.rdf_name, 0.9 * job.seconds
-            self._make(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
+            self._check(engines.OTHER_VERSIONS, lambda _: engines.other_cores(path, list(files), job.engines, seconds))
 
     def _run_all(self, runners: Mapping[str, Runner]) -> None:
-        """Put all weights through every check, or one of them where they agree and the check takes long."""
-        agree, job = None, self.job
+        """Run every check on all weights; on one of them only, if the weights agree and the check takes long."""
+        agreement, job = None, self.job
         if len(runners) > 1:
-            agree = self._make(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
-        for made in registry.definitions("run"):
-            names = [name for name in runners if not made.weights or name in made.weights]
+            agreement = self._check(reference.AGREEMENT, lambda _: reference.formats_agree(list(runners.values())))
+        for definition in registry.definitions("run"):
+            names = [name for name in runners if not definition.weights or name in definition.weights]
             # samplers run their network many times for each output
-            is_long = made.once or any(runners[name].is_stochastic for name in names)
-            if is_long and agree is not None and agree.status == "passed":
+            is_slow = definition.once or any(runners[name].is_stochastic for name in names)
+            if is_slow and agreement is not None and agreement.status == "passed":
                 names = names[-1:]
             if names:
-                self._make(made, partial(_judge, made, runners), names)
+                self._check(definition, partial(_judge, definition, runners), names)
         if job.engines and (script := runners.get("torchscript")) is not None:
-            self._make(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
+            self._check(engines.OLDER_ENGINE, lambda _: engines.other_engines(script, job.engines, 0.9 * job.seconds))
 
-    def _make(self, made: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()) -> Outcome | None:
-        """Make a check, unless it is done: what a model raises is its failure, what the check raises leaves it open."""
-        if made.id in self.job.done and made is not LOADS:  # what was loaded is gone with its process
+    def _check(
+        self, definition: Definition, judge: Callable[[str], Outcome], names: Sequence[str] = ()
+    ) -> Outcome | None:
+        """Run a check, unless it is done; exceptions of the model fail it, its own exceptions leave the result open."""
+        if definition.id in self.job.done and definition is not LOADS:  # loaded models are lost with their process
             return None
-        self.tell(begin=made.id)
+        self.send(begin=definition.id)
         outcomes, model_raised = list[tuple[str, Outcome]](), False
         for name in names or [""]:
             try:
@@ -127,63 +129,63 @@ class Session:
             except NotApplicable as reason:
                 outcome = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), "" if made is LOADS else RUNS), True
+                outcome, model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
             except Exception as error:
                 outcome = raised(error)
             outcomes.append((name, outcome))
         outcome = registry.merge_outcomes(outcomes) if names else outcome
-        self._found(made, outcome, model_raised=model_raised)
+        self._report(definition, outcome, model_raised=model_raised)
         return outcome
 
-    def _found(self, made: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
-        if made.id in self.job.done:
+    def _report(self, definition: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+        if definition.id in self.job.done:
             return
-        check = made.check(outcome)
-        if model_raised:  # a model that raises does not run, however mild the check
+        check = definition.check(outcome)
+        if model_raised:  # a model that raises does not run, whatever the severity of the check
             check = replace(check, status=outcome.status)
-        drawn = reference.keep_evidence(made.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
-        self.tell(check=check.to_dict(), drawn=[(title, str(path)) for title, path in drawn])
+        pictures = reference.keep_evidence(definition.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
+        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in pictures])
 
 
-def _judge(made: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
+def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
     runner = runners[name]
-    if made.id in _TELL_WHY:
-        return made.outcome_of(runner)
-    broken = reference.numbers_or_why_not(runner)
-    if made.id in _OF_SIZES and not runner.takes_declared_sizes:
-        raise NotApplicable("declared sizes do not run, see run.sizes")
-    if made.compares and broken:
-        raise NotApplicable(f"nothing can be compared: of what the model gives for the test input {broken}")
-    return made.outcome_of(runner)
+    if definition.id in _WITHOUT_OUTPUT:
+        return definition.outcome_of(runner)
+    broken = reference.non_finite_outputs(runner)
+    if definition.id in _OTHER_SIZES and not runner.takes_declared_sizes:
+        raise NotApplicable("the smallest declared size does not run, see run.sizes")
+    if definition.compares and broken:
+        raise NotApplicable(f"nothing can be compared: for the test input, {broken}")
+    return definition.outcome_of(runner)
 
 
 def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
-    why = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
-    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{why}"
-    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {found.fix for found in blocked.values()} else "")
+    reason = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
+    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
+    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else "")
 
 
-def _why_not(job: Job, model: Model, weights_format: str) -> Outcome | None:
-    needed, text = _NEEDS.get(weights_format, ""), ""
-    if not needed:
+def _obstacle(job: Job, model: Model, weights_format: str) -> Outcome | None:
+    library, text = _LIBRARIES.get(weights_format, ""), ""
+    if not library:
         return Outcome("skipped", f"{weights_format} cannot be run from Python")
     if weights_format not in _SAFE:
         text = f"{weights_format} runs code from the package"
     elif any(step.get("id") == "custom" for step in model.steps):
         text = "a processing step with id 'custom' runs code from the package"
     elif weights_format == "torchscript":
-        with suppress(NotApplicable):  # no TorchScript at all: loading it will say so
+        with suppress(NotApplicable):  # not TorchScript: loading will report it
             text = "the TorchScript code reads or writes files" if rules.torchscript_code(model).touches_files else ""
     if text and not job.run_code:
         return Outcome("skipped", f"{text}, which was not allowed", RUN_CODE)
     if any(tensor.written.get("output_of") for tensor in model.inputs):
         return Outcome("skipped", "an input is the output of another model, which is not in the package")
-    libraries = {needed, *(rules.IN_PYTHON.get(str(step.get("id"))) or needed for step in model.steps)}
+    libraries = {library, *(rules.PYTHON_STEPS.get(str(step.get("id"))) or library for step in model.steps)}
     if weights_format == "pytorch_state_dict":
-        with suppress(NotApplicable):  # no Python: loading it will say so
+        with suppress(NotApplicable):  # not Python: loading will report it
             libraries |= rules.imported(model) or set()
-    own = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}  # loading tells of these
-    for name in sorted(name for name in libraries - own if name.isidentifier()):
+    packaged = {PurePosixPath(name).parts[0].removesuffix(".py") for name in job.package.names}
+    for name in sorted(name for name in libraries - packaged if name.isidentifier()):  # loading reports packaged ones
         if importlib.util.find_spec(name) is None:
             return Outcome("skipped", f"{weights_format} needs {name}, which is not installed", f"Install {name}.")
     return None
