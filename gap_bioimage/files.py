@@ -10,7 +10,7 @@ from pathlib import Path
 from gap_bioimage.errors import GapError, OutputError
 
 
-def check_place(path: Path, *, folder: bool = False) -> None:
+def check_output_path(path: Path, *, folder: bool = False) -> None:
     """Check that a file, or a folder, can be written to ``path``, before computing its content."""
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: its folder does not exist; create {path.parent} first")
@@ -28,11 +28,11 @@ def replacing(path: Path | str, *, folder: bool = False) -> Iterator[Path]:
     place. Errors of the system (disk full, no permission) become an OutputError.
     """
     path = Path(path)
-    check_place(path, folder=folder)
+    check_output_path(path, folder=folder)
     token = secrets.token_hex(4)
     temporary, previous = (path.with_name(f".{path.stem}.{word}-{token}{path.suffix}") for word in ("tmp", "old"))
     try:
-        with refusals_told(path):
+        with output_errors(path):
             yield temporary
             if path.is_dir():
                 os.rename(path, previous)
@@ -56,7 +56,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def refusals_told(path: Path, hint: str = "free some space or choose a folder that you can write to") -> Iterator[None]:
+def output_errors(path: Path, hint: str = "free some space or choose a folder that you can write to") -> Iterator[None]:
     """Turn an error of the system while ``path`` is written into an OutputError of one sentence."""
     try:
         yield

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST_SHIFT = 0.25
+MIN_SHIFT = 0.25
 """Shift of electrons (here for a noise of 0.4) above which camera noise is transformed to Poisson statistics."""
-AROUND_REACH_PX = 2
+NEIGHBOURS_REACH_PX = 2
 """Reach of the neighbourhood from which the mean at a camera pixel is estimated."""
 _MATRIX_PX = 1024  # largest side that a GPU filters with matrices; for larger images launch times do not matter
 _MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
@@ -79,7 +79,7 @@ def network_counts(photons: Tensor, rounded: bool, shift: float) -> Tensor:
 
 
 def like_photons(
-    values: Tensor, shift: Tensor, reach_px: int = AROUND_REACH_PX, least_shift: float = LEAST_SHIFT
+    values: Tensor, shift: Tensor, reach_px: int = NEIGHBOURS_REACH_PX, least_shift: float = MIN_SHIFT
 ) -> Tensor:
     """Transform camera values (..., y, x) to the distribution of photon counts: Poisson with the same mean.
 

@@ -64,7 +64,7 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
     return cached_matrices()
 
 
-def quick(network: UNet, bf16: bool) -> UNet:
+def with_fused_kernels(network: UNet, bf16: bool) -> UNet:
     """Return a copy in bfloat16 or float32, on GPUs with fused kernels; on CPUs in float32 the network itself."""
     weight = network.conv_final.weight
     if not (bf16 or weight.is_cuda):

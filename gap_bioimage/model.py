@@ -128,7 +128,7 @@ def load_model(path: str | Path, hyper_parameters: Mapping[str, Any] | None = No
         If the path holds no such model, its settings are unknown or contradict its weights, or ``hyper_parameters``
         are given for a model that has a description.
     """
-    path, origin = pretrained.find(path), "checkpoint"
+    path, origin = pretrained.resolve(path), "checkpoint"
     if path.is_dir():
         checkpoints = [file for name in ("best.ckpt", "last.ckpt") if (file := path / name).is_file()]
         if not checkpoints:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gap_bioimage.errors import OutputError
-from gap_bioimage.files import check_place, replacing
+from gap_bioimage.files import check_output_path, replacing
 from gap_bioimage.inference.resume import Unfinished
 from gap_bioimage.inference.sampling import Progress
 from gap_bioimage.pictures import brightest, new_figure, show
@@ -26,7 +26,7 @@ def check_movie(path: Path) -> None:
     """Check that a movie can be written, before computing it."""
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use .gif or .mp4")
-    check_place(path)
+    check_output_path(path)
     _ffmpeg(path)
 
 

@@ -44,9 +44,9 @@ class EdgeProfile:
         The seam is that of the smallest sensible tile, whose inner part is two thirds as wide as a halo.
         """
         halos = range(0, len(self.squares), step_px)
-        return next((halo for halo in halos if self.seam(halo, beside(halo)) < allowed), None)
+        return next((halo for halo in halos if self.seam(halo, seam_width_px(halo)) < allowed), None)
 
 
-def beside(halo_px: int) -> int:
+def seam_width_px(halo_px: int) -> int:
     """Return the width next to a halo in which the seam is measured: half of the inner part of the smallest tile."""
     return max(8, halo_px // 3)

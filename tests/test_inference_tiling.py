@@ -107,7 +107,7 @@ def test_automatic_tiles_fit_memory_or_are_the_smallest_that_work(shape: list[in
     network = wide_network(**config)
     shape = shape[-network.dim :]
     reach, step = receptive_field_px(network), network.step_px
-    tile = TiledNetwork(network).tile_of(shape)
+    tile = TiledNetwork(network).tile_for(shape)
     smallest = [min(size, smallest_tile(s, r)) for size, s, r in zip(shape, step, reach, strict=True)]
     assert all(low <= t <= max(low, size) for low, t, size in zip(smallest, tile, shape, strict=True))
     assert math.prod(tile) * 32 * 4 * 8 <= 2e9 or list(tile) == smallest
@@ -126,7 +126,7 @@ def test_parts_of_an_image_are_what_they_are_in_the_whole() -> None:
 @pytest.mark.parametrize(("filters", "narrower"), [(8, True), (32, False)])
 def test_an_anchor_takes_memory_before_the_network_and_not_beside_it(filters: int, narrower: bool) -> None:
     tile, anchored = (
-        math.prod(TiledNetwork(random_network(start_filts=filters, anchor=anchor), None, (8, 8)).tile_of((9000, 9000)))
+        math.prod(TiledNetwork(random_network(start_filts=filters, anchor=anchor), None, (8, 8)).tile_for((9000, 9000)))
         for anchor in (False, True)
     )
     assert (anchored < 0.8 * tile) == narrower

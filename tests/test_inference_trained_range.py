@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from gap_bioimage.errors import TrainedRangeError, TrainedRangeWarning
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at, warn_if_samples_disagree
+from gap_bioimage.inference.trained_range import check_headroom, photons_to_stop_at, warn_if_samples_disagree
 
 
 def names(numbers: Sequence[int]) -> str:
@@ -45,14 +45,14 @@ def test_room_is_that_of_the_best_and_the_worst_image() -> None:
     bright, dark = flat(9.0), flat(1.0)
     stops = [photons_to_stop_at(item, None, 10.0) for item in (bright, dark)]
     with pytest.warns(TrainedRangeWarning, match=r"10\.0 dB.*photons grow by 0\.5 dB only.* 10% of the"):
-        check_room([bright, dark], stops, 10.0, names)
+        check_headroom([bright, dark], stops, 10.0, names)
     for others in ([], [flat(0.0)]):
         with pytest.raises(TrainedRangeError):
-            check_room([bright, *others], [stops[0] * 0 + bright.sum(), stops[1]][: 1 + len(others)], 10.0, names)
+            check_headroom([bright, *others], [stops[0] * 0 + bright.sum(), stops[1]][: 1 + len(others)], 10.0, names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_room([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
-        check_room([flat(0.0)], [stops[1]], 10.0, names)
+        check_headroom([dark, flat(0.0)], [stops[1], stops[1]], 10.0, names)
+        check_headroom([flat(0.0)], [stops[1]], 10.0, names)
 
 
 def images(dims: str = "yx") -> tuple[xr.DataArray, xr.DataArray]:

@@ -16,7 +16,7 @@ from gap_bioimage.simulation import simulate
 
 def test_the_model_of_nuclei_is_small_and_better_than_the_best_gaussian() -> None:
     assert "nuclei" in pretrained.names()
-    assert pretrained.find("nuclei").stat().st_size < 1.5e6
+    assert pretrained.resolve("nuclei").stat().st_size < 1.5e6
     model = gap.load_model("nuclei")
     for photons in (0.5, 3.0):
         counts, truth = simulate(2, (160, 160), photons, 7)
@@ -27,12 +27,12 @@ def test_the_model_of_nuclei_is_small_and_better_than_the_best_gaussian() -> Non
 
 def test_files_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert pretrained.find("nuclei").is_absolute()
-    assert pretrained.find("nothing") == Path("nothing")
+    assert pretrained.resolve("nuclei").is_absolute()
+    assert pretrained.resolve("nothing") == Path("nothing")
     with pytest.raises(CheckpointError, match="does not exist"):
         gap.load_model("nothing")
     Path("nuclei").mkdir()
-    assert pretrained.find("nuclei") == Path("nuclei")
+    assert pretrained.resolve("nuclei") == Path("nuclei")
 
 
 @pytest.mark.parametrize("model", [["--pretrained", "nuclei"], ["nuclei"]], ids=" ".join)

@@ -96,9 +96,9 @@ class Detector:
 
     def for_network(self, anchored: bool) -> Detector:
         """Return the detector for a network: ``moved`` if it is anchored, since others take whole counts only."""
-        from gap_bioimage.filters import LEAST_SHIFT
+        from gap_bioimage.filters import MIN_SHIFT
 
-        moved = anchored and not self.camera.multiplying and float(np.max(self.shift())) > LEAST_SHIFT
+        moved = anchored and not self.camera.multiplying and float(np.max(self.shift())) > MIN_SHIFT
         return replace(self, moved=moved)
 
     def shift(self) -> float | NDArray[np.float64]:

@@ -180,7 +180,7 @@ def sample(
     import gap_bioimage as gap
     from gap_bioimage.inference.files import beside, read_for_model, sample_to_files
     from gap_bioimage.inference.preparation import refuse_one_bit
-    from gap_bioimage.inference.volumes import is_large
+    from gap_bioimage.inference.volumes import exceeds_memory
     from gap_bioimage.io import check_output
     from gap_bioimage.pictures import save_figure
 
@@ -198,7 +198,7 @@ def sample(
     camera = loaded.camera_for(camera_option(detector.camera))
     if drawing.check_coverage:
         refuse_one_bit(loaded, "coverage")
-    if blockwise or (out.suffix.lower() == ".zarr" and is_large(image, asdict(selection), drawing.samples)):
+    if blockwise or (out.suffix.lower() == ".zarr" and exceeds_memory(image, asdict(selection), drawing.samples)):
         if drawing.states or drawing.check_coverage:
             raise typer.BadParameter("--states and --check-coverage take an image that fits into memory")
         arguments = running.volume_options() | asdict(layout) | {"settings": settings, "camera": camera}

@@ -98,11 +98,11 @@ def calibrate(
     """Measure the gain, offset and read noise of a camera from its own images, with intervals and a plot."""
     import gap_bioimage as gap
     from gap_bioimage.camera.plots import plot_calibration
-    from gap_bioimage.files import check_place
+    from gap_bioimage.files import check_output_path
     from gap_bioimage.pictures import save_figure
 
     plot = plot or out.with_suffix(".png")
-    check_place(out)
+    check_output_path(out)
     check_paths({"stack": stack, "out": out, "plot": plot})
     image = gap.read_photons(stack, check=False, **asdict(selection))
     quiet = quiet or str(json_out) == "-"

@@ -71,9 +71,9 @@ def train(
     import gap_bioimage as gap
     from gap_bioimage.config import RunConfig
     from gap_bioimage.io.image import time_as_z
-    from gap_bioimage.training.run_folder import check_place
+    from gap_bioimage.training.run_folder import check_run_folder
 
-    check_place(out, training.resume)
+    check_run_folder(out, training.resume)
     resumed = training.resume and training.config is None and (out / "config.yaml").exists()
     shorthands: dict[str, Any] = {"network.dim": training.dim, "train.seed": training.seed}
     shorthands |= {"thinning.ceiling": training.sum_frames, "train.purpose": training.purpose}

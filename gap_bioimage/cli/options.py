@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from gap_bioimage import pretrained
 from gap_bioimage.errors import OutputError
-from gap_bioimage.files import check_place
+from gap_bioimage.files import check_output_path
 
 Quiet = Annotated[bool, Option("--quiet", help="Print only errors and warnings.")]
 Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, ...")]
@@ -104,7 +104,7 @@ def check_paths(arguments: Mapping[str, Any]) -> None:
     paths = [(name, path) for name, path in values if isinstance(path, Path) and str(path) != "-"]
     for name, path in paths:
         if name in _SIDE_OUTPUTS:
-            check_place(path, folder=path.suffix.lower() == ".zarr")
+            check_output_path(path, folder=path.suffix.lower() == ".zarr")
     for (name, path), (name_2, path_2) in itertools.combinations(paths, 2):
         same = path.samefile(path_2) if path.exists() and path_2.exists() else path.absolute() == path_2.absolute()
         if same and not {name, name_2}.isdisjoint(("out", *_SIDE_OUTPUTS)):
@@ -117,7 +117,7 @@ class Verb(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the pretrained model as the first argument."""
         name = self.make_parser(ctx).parse_args(list(args))[0].get("pretrained")
-        return super().parse_args(ctx, args if name is None else [str(pretrained.named(name)), *args])
+        return super().parse_args(ctx, args if name is None else [str(pretrained.path_of(name)), *args])
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:

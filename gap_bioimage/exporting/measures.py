@@ -17,9 +17,9 @@ from gap_bioimage.counts import pseudo_psnr_db, thin
 from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.reach import HaloReport, round_up
-from gap_bioimage.inference.trained_range import WARN_ROOM_DB, little_room
+from gap_bioimage.inference.trained_range import WARN_HEADROOM_DB, headroom_consequence
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
-from gap_bioimage.seams import beside
+from gap_bioimage.seams import seam_width_px
 
 MOST_HALO_PX = {2: 160, 3: 40}
 """Widest practical halo in tiles of 2D and 3D consumers."""
@@ -54,7 +54,7 @@ class Sizes:
         smallest size run whole along z, without a halo: programs would refuse them otherwise.
         """
         pairs = zip(pool_px, halo_px, strict=True)
-        minimum = [round_up(2 * halo + max(pool, 2 * beside(halo)), pool) for pool, halo in pairs]
+        minimum = [round_up(2 * halo + max(pool, 2 * seam_width_px(halo)), pool) for pool, halo in pairs]
         halo = list(halo_px)
         if depth is not None and depth < minimum[0]:
             minimum[0], halo[0] = pool_px[0], 0
@@ -150,8 +150,8 @@ def headroom_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
 def check_headroom(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `headroom_db` of the example, and warn if it is low."""
     headroom = headroom_db(example, sampler)
-    if headroom < WARN_ROOM_DB:
-        warnings.warn(f"in images like the example {little_room(headroom)}", GapWarning, stacklevel=5)
+    if headroom < WARN_HEADROOM_DB:
+        warnings.warn(f"in images like the example {headroom_consequence(headroom)}", GapWarning, stacklevel=5)
     return headroom
 
 

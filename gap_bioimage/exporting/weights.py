@@ -18,7 +18,7 @@ import gap_bioimage.network as network_source
 import gap_bioimage.sampler as sampler_source
 from gap_bioimage.errors import ExportError
 from gap_bioimage.graphs import CHANNELS_LAST
-from gap_bioimage.inference.reach import box_of
+from gap_bioimage.inference.reach import conservation_box_px
 from gap_bioimage.model import Model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler
@@ -35,7 +35,7 @@ _Module = TypeVar("_Module", PhotonDenoiser, PosteriorSampler)
 
 def denoiser_of(model: Model, **intake: Any) -> PhotonDenoiser:
     """Return a denoising zip's module, on the CPU, in evaluation mode; ``intake``: arguments of its `Intake`."""
-    return _filled(PhotonDenoiser(box_of(model.network), **intake, **model.config.model_dump()), model)
+    return _filled(PhotonDenoiser(conservation_box_px(model.network), **intake, **model.config.model_dump()), model)
 
 
 def sampler_of(model: Model, arguments: dict[str, Any]) -> PosteriorSampler:
@@ -51,8 +51,8 @@ def _filled(module: _Module, model: Model) -> _Module:
 def sampler_arguments(model: Model, n_samples: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return the arguments of ``PosteriorSampler``, as plain values."""
     return {
-        "box_px": box_of(model.network), "n_samples": n_samples, "n_steps": n_steps, "seed": seed, "gain": GAIN,
-        "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
+        "box_px": conservation_box_px(model.network), "n_samples": n_samples, "n_steps": n_steps, "seed": seed,
+        "gain": GAIN, "brightest": model.brightest, "window_px": list(WINDOW_PX[model.config.dim]),
         **model.config.model_dump(mode="json"),
     }  # fmt: skip
 

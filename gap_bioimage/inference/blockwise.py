@@ -21,17 +21,17 @@ from torch import Tensor
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.counts import check_dim, check_photon_counts
 from gap_bioimage.errors import AxesError, GapWarning
-from gap_bioimage.filters import AROUND_REACH_PX
+from gap_bioimage.filters import NEIGHBOURS_REACH_PX
 from gap_bioimage.inference.denoising import parts_of, sum_of_parts, warn_of_parts
 from gap_bioimage.inference.files import beside, mean_and_std
 from gap_bioimage.inference.preparation import Layout, Prepared, prepare, warn_of_single_frames
-from gap_bioimage.inference.reach import box_of, round_up
+from gap_bioimage.inference.reach import conservation_box_px, round_up
 from gap_bioimage.inference.resume import fingerprint
 from gap_bioimage.inference.sampling import Drawing, Draws
 from gap_bioimage.inference.tiling import TiledNetwork, at, best_device, check_sizes, tiles, within
 from gap_bioimage.io import sum_frames
-from gap_bioimage.io.blocks import Blocks, Index, begun_with
-from gap_bioimage.io.image import AXES, metadata_of, middle, time_as_z, warn_of_rest
+from gap_bioimage.io.blocks import Blocks, Index, stored_settings
+from gap_bioimage.io.image import AXES, metadata_of, middle_slice, time_as_z, warn_of_leftover_frames
 from gap_bioimage.io.ome_zarr import CHUNK, Design
 from gap_bioimage.io.read import loaded, open_volume
 from gap_bioimage.model import Model, load_model
@@ -71,7 +71,7 @@ class Volume:
     def __init__(self, job: Job, model: Model | None = None) -> None:
         self.job, self.model = job, load_model(job.model) if model is None else model
         self.paths = {"denoised": job.out} if job.draws is None else {k: beside(job.out, k) for k in ("mean", "std")}
-        self.earlier = begun_with(next(iter(self.paths.values())))  # an interrupted run keeps its blocks and halo
+        self.earlier = stored_settings(next(iter(self.paths.values())))  # an interrupted run keeps its blocks and halo
         self.detector = self.model.camera_for(job.layout.camera)
         self.moved = self.detector is not None and self.detector.moved
         memory = _GPU_BYTES if best_device(job.device).startswith("cuda") else _CPU_BYTES
@@ -84,10 +84,10 @@ class Volume:
             self.sizes["t"], rest = divmod(frames := self.sizes.get("t", 1), job.n_frames)
             if not self.sizes["t"]:
                 raise AxesError(f"{job.n_frames} frames are to be summed, but {job.image} has {frames}; give more")
-            warn_of_rest(rest, job.n_frames, job.image.name)
+            warn_of_leftover_frames(rest, job.n_frames, job.image.name)
         image = time_as_z(self.source) if job.layout.time_as_z else self.source
         check_dim(image, dim, plane_by_plane=job.layout.planes)
-        self.box_px = box_of(self.model.network)
+        self.box_px = conservation_box_px(self.model.network)
         self.reach = {a: round_up(b // 2, s) for a, b, s in zip(self.axes, self.box_px, step, strict=True)}
 
     @cached_property
@@ -153,7 +153,7 @@ class Volume:
 
     def _check_middle(self) -> None:
         """Refuse values that are not counts, and images that do not fit the model, before anything is written."""
-        core = {axis: middle(size, _CHECKED_PX.get(axis, size)) for axis, size in self.sizes.items()}
+        core = {axis: middle_slice(size, _CHECKED_PX.get(axis, size)) for axis, size in self.sizes.items()}
         part = self.read(core)
         whole = part.sizes == self.sizes  # else there may be photons outside the middle
         if self.detector is None and self.model.n_frames is None and (whole or part.any()):
@@ -167,7 +167,7 @@ class Volume:
     def outer(self, core: Region) -> Region:
         """Return the region that a block depends on."""
         halos = zip(self.axes, self.network.halo_px, self.network.step, strict=True)
-        around = AROUND_REACH_PX if self.moved else 0
+        around = NEIGHBOURS_REACH_PX if self.moved else 0
         margin = {axis: round_up(halo + around * (axis in "yx"), step) + self.reach[axis] for axis, halo, step in halos}
         return self._grown(core, margin)
 
@@ -258,13 +258,13 @@ class Volume:
         all_values, warned = block
         for result, values in zip(self.results, all_values, strict=True):
             result.write(0, place, values, warned)
-            result.average_above(place)
+            result.write_averages(place)
 
     def unfinished(self, part: tuple[int, int]) -> list[Index]:
         """Return the unfinished blocks of part (i, n); blocks are dealt out by size, for parts of equal duration."""
         done = set.intersection(*(result.done(0) for result in self.results))
         number, parts = part
-        places = sorted(self.results[0].places(0), key=self.voxels, reverse=True)[number - 1 :: parts]
+        places = sorted(self.results[0].indices(0), key=self.voxels, reverse=True)[number - 1 :: parts]
         return sorted(place for place in places if place not in done)
 
     def voxels(self, place: Index) -> int:

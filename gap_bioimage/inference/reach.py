@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.network import PhotonDenoiser, UNet
-from gap_bioimage.seams import EdgeProfile, beside
+from gap_bioimage.seams import EdgeProfile, seam_width_px
 
 EXPOSURES = (0.03, 0.3, 3.0)  # photons per pixel at which networks are measured; they look farthest in the dark
 _SEAM = 3e-3  # relative RMS error that a measured halo allows beside it; over all pixels it is below 1e-3
@@ -39,7 +39,7 @@ def bytes_per_px(network: UNet) -> float:
     return 4 * max(_MAPS_PER_FILTER * filters / network.stem**2, anchor)
 
 
-def box_of(network: UNet) -> list[int]:
+def conservation_box_px(network: UNet) -> list[int]:
     """Return the box in which tiles conserve photons, shaped as the receptive field; a pixel for anchored networks."""
     if network.anchored:
         return [1] * network.dim
@@ -77,7 +77,7 @@ def measured_halo(network: UNet, denoiser: PhotonDenoiser | None = None, most_px
         px = max(largest if halo_px is None else max(halo_px, step) for halo_px in needed)
         halo += [px] * len(axes)
         for exposure, profile in profiles.items():
-            squares[exposure] += len(axes) * profile.seam(min(px, margin), beside(px)) ** 2
+            squares[exposure] += len(axes) * profile.seam(min(px, margin), seam_width_px(px)) ** 2
     return HaloReport(tuple(halo), {exposure: math.sqrt(square) for exposure, square in squares.items()})
 
 
@@ -88,7 +88,7 @@ def _cut(
     wholes, cuts = [], []
     for axis in axes:
         sizes = [round_up(size, step) for size, step in zip(_ACROSS_PX[network.dim], network.step_px, strict=True)]
-        sizes[axis] = 4 * margin + 2 * round_up(beside(0), network.step_px[axis])
+        sizes[axis] = 4 * margin + 2 * round_up(seam_width_px(0), network.step_px[axis])
         photons = clouds(network, sizes, exposure)
         inner = photons.narrow(axis, margin, sizes[axis] - 2 * margin)
         with torch.inference_mode():

@@ -22,7 +22,7 @@ from gap_bioimage.errors import ConfigError, NetworkWarning, TrainedRangeWarning
 from gap_bioimage.inference.preparation import Layout, Prepared, check_whole, prepare
 from gap_bioimage.inference.resume import Unfinished, fingerprint
 from gap_bioimage.inference.tiling import TiledNetwork, check_sizes
-from gap_bioimage.inference.trained_range import check_room, photons_to_stop_at
+from gap_bioimage.inference.trained_range import check_headroom, photons_to_stop_at
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.sampler import CUT, LEAST_GAIN, WINDOW_PX, Sampler, in_exposure, sample_keys, total_photons
 
@@ -110,7 +110,7 @@ class Drawing:
         store.begin(**self._dependencies(items))
         done, total = 0, n_samples * sum(item.steps for item in items)
         for number, item in enumerate(items):
-            batch, first = self.draws.batch or self.network.batch_of(item.observed.shape[2:]), None
+            batch, first = self.draws.batch or self.network.batch_for(item.observed.shape[2:]), None
             for start in range(0, n_samples, batch):
                 numbers = range(start, min(start + batch, n_samples))
                 name = f"item{number}_samples{numbers.start}-{numbers.stop}"
@@ -138,7 +138,7 @@ class Drawing:
             schedule = settings if counts.any() else generation
             items.append(_Item(counts, partial(prepared.whole, number), stop, schedule))
         if settings.stop_db is None:
-            check_room([item.observed for item in items], [item.stop for item in items], brightest, prepared.names)
+            check_headroom([item.observed for item in items], [item.stop for item in items], brightest, prepared.names)
         return items
 
     def _dependencies(self, items: Sequence[_Item]) -> dict[str, str]:

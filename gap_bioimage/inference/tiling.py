@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gap_bioimage.errors import BrokenNetworkError, ConfigError
-from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, quick
+from gap_bioimage.graphs import CHANNELS_LAST, Recorded, has_bf16, with_fused_kernels
 from gap_bioimage.inference.reach import EXPOSURES, bytes_per_px, clouds, exact_halo_px, measured_halo, round_up
 from gap_bioimage.network import UNet
 
@@ -118,11 +118,11 @@ class TiledNetwork:
 
     def measure_halo(self, shape: Sequence[int], block_px: Sequence[int] | None = None) -> None:
         """Measure the halo if none was given and an image is so large that it needs tiles or blocks."""
-        cut = (min(part) < part[-1] for part in zip(self.tile_of(shape), block_px or shape, shape, strict=False))
+        cut = (min(part) < part[-1] for part in zip(self.tile_for(shape), block_px or shape, shape, strict=False))
         if not self._halo_given and any(cut):
             self.halo_px = measured_halo(self.network).halo_px
 
-    def tile_of(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:
+    def tile_for(self, shape: Sequence[int], wanted: Sequence[slice] | None = None) -> Sequence[int]:
         """Return the tile for an image or a part of it: the given one, or the largest that fits the memory."""
         if self.tile_px is not None:
             return self.tile_px
@@ -143,15 +143,15 @@ class TiledNetwork:
 
     def _halve(self, shape: Sequence[int]) -> bool:
         """Halve the tiles for images of this shape; return whether they could become smaller."""
-        tile = [min(pair) for pair in zip(self.tile_of(shape), shape, strict=True)]
+        tile = [min(pair) for pair in zip(self.tile_for(shape), shape, strict=True)]
         self.tile_px, self._budget_px = None, math.prod(tile) / 2
-        return math.prod(self.tile_of(shape)) < math.prod(tile)
+        return math.prod(self.tile_for(shape)) < math.prod(tile)
 
-    def batch_of(self, shape: Sequence[int]) -> int:
+    def batch_for(self, shape: Sequence[int]) -> int:
         """Return how many images share a run: one on the CPU; on a GPU, as many tiles as fit the memory."""
         if self.device.type == "cpu":
             return 1
-        return max(1, int(self._budget_px / math.prod(map(min, self.tile_of(shape), shape))))
+        return max(1, int(self._budget_px / math.prod(map(min, self.tile_for(shape), shape))))
 
     def choose_precision(self, precision: str) -> str:
         """Set and return the precision of convolutions; "auto" is bfloat16 on a GPU if it changes clouds little."""
@@ -191,7 +191,7 @@ class TiledNetwork:
                 out_of_memory = any(words in message for words in ("memoryerror", "out of memory", "allocate memory"))
                 if not out_of_memory or not self._halve(photons.shape[2:]):
                     raise
-                log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_of(photons.shape[2:]))))
+                log.info("memory ran out; tiles are now %s px", " x ".join(map(str, self.tile_for(photons.shape[2:]))))
             torch.cuda.empty_cache()  # does nothing without a GPU
         if broken := int((~torch.isfinite(log_rate)).sum()):
             problem = f"the network returned {broken} log-rates that are not finite, expected finite numbers"
@@ -203,11 +203,11 @@ class TiledNetwork:
         self, photons: Tensor, on_tile: Callable[[int, int], None] | None, wanted: Sequence[slice] | None
     ) -> Tensor:
         shape = photons.shape[2:]
-        parts = tiles(shape, self.tile_of(shape, wanted), self.halo_px, self.step, wanted)
+        parts = tiles(shape, self.tile_for(shape, wanted), self.halo_px, self.step, wanted)
         sizes = shape if wanted is None else [cut.stop - cut.start for cut in wanted]
         log_rate = torch.empty(*photons.shape[:2], *sizes, dtype=torch.float32, device=photons.device)
         if self.bf16 not in self._run_by_bf16:
-            self._run_by_bf16[self.bf16] = Recorded(quick(self.network, self.bf16), _RECORDED_PX)
+            self._run_by_bf16[self.bf16] = Recorded(with_fused_kernels(self.network, self.bf16), _RECORDED_PX)
         with torch.inference_mode():
             for number, tile in enumerate(parts, 1):
                 piece = photons[at(tile.outer)].to(self.device, torch.float32)

@@ -12,8 +12,8 @@ from torch import Tensor
 from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeWarning
 from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
-_LEAST_ROOM_DB = 0.5  # with less, samples are copies of the denoised image
-WARN_ROOM_DB = 6.0
+_LEAST_HEADROOM_DB = 0.5  # with less, samples are copies of the denoised image
+WARN_HEADROOM_DB = 6.0
 _BOX_PX = 16  # single pixels differ by chance, means over boxes barely
 _LARGE, _SIGNIFICANT = 0.10, 3.0  # differences of the mean: relative, and in standard errors
 
@@ -45,7 +45,7 @@ def photons_to_stop_at(item: Tensor, stop_db: float | None, brightest: float, le
     return stop
 
 
-def check_room(
+def check_headroom(
     counts: Sequence[Tensor], stops: Sequence[Tensor], brightest: float, names: Callable[[Sequence[int]], str]
 ) -> None:
     """Refuse images if none has room for photons, and warn if there is too little for the full posterior variance.
@@ -54,16 +54,16 @@ def check_room(
     """
     pairs = [(float(total_photons(item)), float(stop)) for item, stop in zip(counts, stops, strict=True)]
     rooms = {n: _db(stop / observed) for n, (observed, stop) in enumerate(pairs) if observed}
-    if not (tight := [n for n, room in rooms.items() if room < WARN_ROOM_DB]):
+    if not (tight := [n for n, room in rooms.items() if room < WARN_HEADROOM_DB]):
         return
     problem = f"hardly any photons can be added to {names(tight)} with a model for up to {_db(brightest):.1f} dB"
-    if max(rooms.values()) < _LEAST_ROOM_DB:
+    if max(rooms.values()) < _LEAST_HEADROOM_DB:
         advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
         raise TrainedRangeError(f"{problem}, but sampling adds photons; {advice}")
-    warnings.warn(f"{problem}: {little_room(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
+    warnings.warn(f"{problem}: {headroom_consequence(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
 
 
-def little_room(room_db: float) -> str:
+def headroom_consequence(room_db: float) -> str:
     """Return the consequence of little room for photons, in words."""
     return (
         f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "

@@ -113,7 +113,7 @@ def _started(job: Job, model: Model, verify: bool) -> Volume:
         raise OutputError(f"{job.out} needs {error.name}; type pip install 'gap-bioimage[zarr]'") from None
     if verify:
         for result in volume.results:
-            result.forget_damaged()
+            result.discard_damaged()
     return volume
 
 
@@ -127,7 +127,7 @@ def _fill(
         if on_block is not None:
             on_block(done, total)
     for result in volume.results:
-        result.average_left()
+        result.write_missing_averages()
 
 
 def _check_arguments(image: Path | str, out: Path, part: tuple[int, int], version: str) -> None:
@@ -143,7 +143,7 @@ def _check_arguments(image: Path | str, out: Path, part: tuple[int, int], versio
     check_output(out, Path(image))
 
 
-def is_large(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
+def exceeds_memory(image: Path, selection: Mapping[str, Any], copies: int) -> bool:
     """Return whether ``copies`` of a result, with the memory to compute them, exceed the free memory."""
     return open_volume(image, **selection).size * 4 * (copies + 3) > psutil.virtual_memory().available
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gap_bioimage.config import differences
 from gap_bioimage.errors import OutputError
-from gap_bioimage.files import refusals_told, replacing
+from gap_bioimage.files import output_errors, replacing
 from gap_bioimage.io.ome_zarr import Design, halved, is_zarr
 
 Index = tuple[int, ...]
@@ -45,7 +45,7 @@ class Blocks:
             blocks = [math.prod(self._grid(level)) for level in self._levels]
             attributes = self.design.attributes([[0.0, 1.0]] * self.design.sizes.get("c", 1), 1)
             temporary = self.path.with_name(f".{self.path.stem}.tmp-{secrets.token_hex(4)}.zarr")
-            with refusals_told(self.path, _HINT):
+            with output_errors(self.path, _HINT):
                 try:
                     self.design.create(temporary, {**attributes, _KEY: {"settings": dict(settings), "blocks": blocks}})
                     os.rename(temporary, self.path)
@@ -54,7 +54,7 @@ class Blocks:
                         raise
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-        if not (begun := begun_with(self.path)):
+        if not (begun := stored_settings(self.path)):
             raise OutputError(f"{self.path} already exists and holds something else; remove it or choose another name")
         if changed := differences(begun, json.loads(json.dumps(settings))):
             problem = f"{self.path} was begun with other settings ({'; '.join(changed.values())})"
@@ -72,7 +72,7 @@ class Blocks:
     def _grid(self, level: int) -> list[int]:
         return [-(-length // size) for length, size in zip(*self._shapes[level], strict=True)]
 
-    def places(self, level: int) -> Iterator[Index]:
+    def indices(self, level: int) -> Iterator[Index]:
         """Iterate over the blocks of a level."""
         return np.ndindex(*self._grid(level))
 
@@ -92,7 +92,7 @@ class Blocks:
     def _record(self, level: int, index: Index) -> Path:
         return self.path / str(level) / _RECORDS / ".".join(map(str, index))
 
-    def average_above(self, index: Index) -> None:
+    def write_averages(self, index: Index) -> None:
         """Write the blocks of smaller levels for which this block of the full resolution was the last one missing."""
         for level, mean in self._averages(0, index):
             # two processes that finish at the same moment both write it, with the same bytes
@@ -100,11 +100,11 @@ class Blocks:
                 break
             self.write(level, mean, self._averaged(level, mean))
 
-    def average_left(self) -> None:
+    def write_missing_averages(self) -> None:
         """Write the blocks of smaller levels that killed processes left out, where all that they average is done."""
         for level in self._levels[1:]:
             done, sources = self.done(level), self.done(level - 1)
-            for index in self.places(level):
+            for index in self.indices(level):
                 if index not in done and sources.issuperset(self._sources(level, index)):
                     self.write(level, index, self._averaged(level, index))
 
@@ -132,7 +132,7 @@ class Blocks:
 
         folder = self.path / str(level)
         temporary = folder / _RECORDS / f".tmp-{secrets.token_hex(4)}"
-        with refusals_told(self.path, _HINT):
+        with output_errors(self.path, _HINT):
             try:
                 # a temporary array with the same chunks holds this block alone: nothing has to be read first
                 temporary.mkdir(parents=True)
@@ -152,7 +152,7 @@ class Blocks:
             with replacing(self._record(level, index)) as file:
                 file.write_text(json.dumps(record))
 
-    def forget_damaged(self) -> None:
+    def discard_damaged(self) -> None:
         """Delete the records of blocks whose files have changed, and of their averages, so that they are made again."""
         for level in self._levels:
             for index in self.done(level):
@@ -192,7 +192,7 @@ class Blocks:
             ranges = np.stack([np.minimum(ranges[:, 0], low), np.maximum(ranges[:, 1], high)], -1)
             for kind, text in record["warnings"]:
                 warned.setdefault(kind, []).append(text)
-        with refusals_told(self.path, _HINT):
+        with output_errors(self.path, _HINT):
             zarr.open_group(str(self.path)).attrs.update(self.design.attributes(ranges.tolist()))
             for temporary in self.path.glob(f"*/{_RECORDS}/.*tmp-*") if alone else ():
                 shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
@@ -267,7 +267,7 @@ def volume_status(out: Path | str) -> VolumeStatus:
     return VolumeStatus(done[0], blocks[0], sum(done[1:]), sum(blocks[1:]))
 
 
-def begun_with(path: Path) -> dict[str, Any]:
+def stored_settings(path: Path) -> dict[str, Any]:
     """Return the settings with which a store was begun; empty if it does not exist or is another program's."""
     return dict(_entry(path).get("settings", {}))
 

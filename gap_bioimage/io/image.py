@@ -250,7 +250,7 @@ def natural(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
-def middle(size: int, length: int) -> slice:
+def middle_slice(size: int, length: int) -> slice:
     """Return the middle ``length`` pixels of an axis, or all of a shorter one."""
     start = max(0, (size - length) // 2)
     return slice(start, min(start + length, size))
@@ -302,7 +302,7 @@ def sum_frames(
         sizes = ", ".join(f"{axis} {size}" for axis, size in movie.sizes.items())
         raise AxesError(f"{n_frames} frames of {name} are to be summed, but its axes are {sizes}; expected as many t")
     sums, rest = divmod(movie.sizes["t"], n_frames)
-    warn_of_rest(rest, n_frames, name)
+    warn_of_leftover_frames(rest, n_frames, name)
     one = movie.data.max(initial=0) or 1
     dtype = np.min_scalar_type(n_frames)
     summed = movie.isel(t=slice(0, sums * n_frames, n_frames)).astype(dtype)
@@ -316,7 +316,7 @@ def sum_frames(
     return summed.isel(t=0, drop=True) if sums == 1 else summed
 
 
-def warn_of_rest(rest: int, n_frames: int, name: str) -> None:
+def warn_of_leftover_frames(rest: int, n_frames: int, name: str) -> None:
     """Warn of leftover frames, too few for a sum."""
     if rest:
         warnings.warn(f"the last {rest} frames of {name} are left out of sums of {n_frames}", GapWarning, stacklevel=3)

@@ -12,7 +12,17 @@ import xarray as xr
 
 from gap_bioimage.errors import AxesError, GapError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import select
-from gap_bioimage.io.image import AXES, ON_DISK, Lazy, Metadata, Stored, image_of, middle, natural, refuse_overflow
+from gap_bioimage.io.image import (
+    AXES,
+    ON_DISK,
+    Lazy,
+    Metadata,
+    Stored,
+    image_of,
+    middle_slice,
+    natural,
+    refuse_overflow,
+)
 from gap_bioimage.io.ome_zarr import is_zarr, open_zarr
 from gap_bioimage.io.tiff import open_tiff
 from gap_bioimage.io.vendors import READERS, open_with_bioio
@@ -146,7 +156,9 @@ def _read_all(
         read |= files_of_set | own_file
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
-            piece = image.isel({axis: middle(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}).load()
+            piece = image.isel(
+                {axis: middle_slice(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
+            ).load()
         else:
             image = piece = loaded(image, file)
         refuse_overflow(piece, file.name)

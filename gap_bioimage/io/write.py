@@ -13,7 +13,7 @@ import tifffile
 import xarray as xr
 
 from gap_bioimage.errors import AxesError, OutputError
-from gap_bioimage.files import check_place, replacing
+from gap_bioimage.files import check_output_path, replacing
 from gap_bioimage.io.image import AXES, Metadata, as_image, metadata_of
 from gap_bioimage.io.ome_zarr import is_zarr, write_zarr
 
@@ -26,7 +26,7 @@ def check_output(path: Path, source: Path | None = None) -> None:
     """Check that an image can be written to a path, before it is computed."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"cannot write {path}: unknown suffix {path.suffix!r}; use {', '.join(SUFFIXES)}")
-    check_place(path, folder=path.suffix.lower() == ".zarr")
+    check_output_path(path, folder=path.suffix.lower() == ".zarr")
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path} is the input itself and is not overwritten; give the output another name")
     if path.suffix.lower() == ".zarr" and path.exists() and not is_zarr(path):

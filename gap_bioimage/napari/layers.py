@@ -12,7 +12,7 @@ import xarray as xr
 
 import gap_bioimage as gap
 from gap_bioimage.errors import AxesError, UnreadableImageError
-from gap_bioimage.io.image import AXES, ON_DISK, metadata_of, middle, step_of
+from gap_bioimage.io.image import AXES, ON_DISK, metadata_of, middle_slice, step_of
 from gap_bioimage.io.read import READABLE, loaded, open_image
 
 LayerData = tuple[Any, dict[str, Any], str]  # array, settings and kind of a layer, as napari expects them
@@ -52,7 +52,7 @@ def middle_of(image: xr.DataArray) -> xr.DataArray:
     """Return a piece from the middle of a large image; other images are returned unchanged."""
     if "file" not in image.attrs:
         return image
-    piece = {axis: middle(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
+    piece = {axis: middle_slice(n, _PIECE_PX.get(str(axis), 1)) for axis, n in image.sizes.items()}
     return loaded(image.isel(piece), image.attrs["file"])
 
 

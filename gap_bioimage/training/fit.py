@@ -93,7 +93,7 @@ def train(
     KeyboardInterrupt
         On Ctrl-C; ``resume`` continues from the last checkpoint.
     """
-    run_folder.check_place(out := Path(out), resume)
+    run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
     config = _merge(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, config) if resumed else config

@@ -20,7 +20,7 @@ from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import as_integers, check_dim, check_whole_numbers, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
-from gap_bioimage.io.image import ON_DISK, as_image, each_item, items_first, middle
+from gap_bioimage.io.image import ON_DISK, as_image, each_item, items_first, middle_slice
 from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
@@ -160,7 +160,7 @@ def motion(stack: Stack) -> float:
     the whole image are removed. Single frames of dim scenes show little but noise, so sums of frames are tested too.
     """
     plane: Any = (0, stack.shape[1] // 2)[: len(stack.shape) - 2]
-    plane += tuple(middle(size, _TESTED_PX) for size in stack.shape[-2:])
+    plane += tuple(middle_slice(size, _TESTED_PX) for size in stack.shape[-2:])
     camera, half = None if stack.detector is None else stack.detector.camera, len(stack.values) // 2
     offset, gain = (0.0, 1.0) if camera is None else (camera.offset, camera.gain)
 

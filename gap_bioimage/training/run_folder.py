@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from gap_bioimage.camera.camera import Detector, write_camera
 from gap_bioimage.config import RunConfig, TrainConfig, differences
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
-from gap_bioimage.files import refusals_told, replacing
+from gap_bioimage.files import output_errors, replacing
 from gap_bioimage.foreign import network_config, read_weights
-from gap_bioimage.io.image import middle
+from gap_bioimage.io.image import middle_slice
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
 from gap_bioimage.pictures import draw_grid, new_figure, save_figure
@@ -126,7 +126,7 @@ def stored_settings(out: Path, given: RunConfig) -> RunConfig:
 
 # Lightning starts one process per device with the same command; only the first one checks and writes
 @rank_zero_only
-def check_place(out: Path, resume: bool) -> None:
+def check_run_folder(out: Path, resume: bool) -> None:
     """Check that ``out`` can become or continue a run, before images are read."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, expected a folder for the run; give another name")
@@ -142,7 +142,7 @@ def open_run(out: Path, config: RunConfig, start: Model | None) -> None:
     """Create the run folder, or reopen the run that it holds."""
     stored = out / "config.yaml"
     if not stored.exists():
-        with refusals_told(out):
+        with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         if start is not None:
             _store_initial(start, out)  # before config.yaml, which makes the folder a run
@@ -189,7 +189,7 @@ def loaded_part(stack: Stack) -> NDArray[Any]:
 
 
 def _middle(stack: Stack) -> tuple[slice, ...]:
-    return slice(None), *map(middle, stack.shape[1:], _PIECE_PX[len(stack.shape) - 1])
+    return slice(None), *map(middle_slice, stack.shape[1:], _PIECE_PX[len(stack.shape) - 1])
 
 
 def fingerprint(split: Split) -> str:
@@ -305,7 +305,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[Any]]:
     """Return a plane (y, x) of held-out counts and its denoised image, by title; tall planes are transposed."""
     counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
-    counts = counts[(..., *(middle(size, most_px) for size in counts.shape[-2:]))]
+    counts = counts[(..., *(middle_slice(size, most_px) for size in counts.shape[-2:]))]
     counts = torch.from_numpy(counts.astype(np.float32)) if detector is None else detector.seen(detector.values(counts))
     rate = model.network.rate(counts[None], model.network(counts[None]), [])[0].numpy()
     background = 0 if detector is None else detector.background()

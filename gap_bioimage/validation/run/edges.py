@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gap_bioimage.seams import EdgeProfile, beside
+from gap_bioimage.seams import EdgeProfile, seam_width_px
 from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, run_check
 from gap_bioimage.validation.run.runner import MAX_VOXELS, Axis, Runner, voxels
 
@@ -114,7 +114,7 @@ def _sufficient(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
         if halo is None:
             return None
         halos[axis] = max(halo, halos.get(axis, 0))
-        minimum[axis] = max(math.ceil(input_px * 2 * (halo + beside(halo))), minimum.get(axis, 0))
+        minimum[axis] = max(math.ceil(input_px * 2 * (halo + seam_width_px(halo))), minimum.get(axis, 0))
     return halos, minimum
 
 
