@@ -132,7 +132,7 @@ def test_an_older_engine_runs_what_it_knows(tmp_path: Path, old_python: str) -> 
 
 
 def test_engines_that_compute_something_else_are_told(tmp_path: Path) -> None:
-    # random numbers differ between processes, as another version's operators may; the engine's begin with torch's own seed
+    # as with operators of another version, results differ: the engine begins with the default seed of torch
     torch.manual_seed(0)
     outcome = in_engine(tmp_path, sys.executable, "rate = rate + torch.rand([1])")
     assert outcome.status == "failed"
