@@ -17,7 +17,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Photon counts in, a shareable denoiser out: train, denoise, export to bioimage.io, validate.
 
-Most need three commands:
+Most users need three commands:
 \b
   gap-bioimage inspect IMAGE                check for photon counts, and see what to do next
   gap-bioimage train IMAGES --out RUN       train on these images alone
