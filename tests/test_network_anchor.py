@@ -10,9 +10,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.anchor import Anchor
-from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
 from gap_bioimage.config import NetworkConfig, RunConfig
-from gap_bioimage.filters import blur, curvatures, hot_pixels, slopes, without_hot_pixels
+from gap_bioimage.filters import without_hot_pixels
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.network import PhotonDenoiser, UNet
 
@@ -139,21 +138,6 @@ def test_hot_pixels_change_nothing_else() -> None:
     assert float(without_hot_pixels(hot).max()) == float(counts.max())
 
 
-def test_hot_pixels_are_those_that_cameras_name() -> None:
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(5, (64, 64))
-    counts[3, 3], counts[20, 5], counts[0, 0] = 65535, 400, 200
-    counts[40, 40:42] = 300
-    found = hot_pixels(torch.from_numpy(counts.astype(np.float32)))
-    np.testing.assert_array_equal(found.numpy(), hot_pixels_of_cameras(counts))
-    assert int(found.sum()) == 5
-    y, x = np.mgrid[-8:9, -8:9]
-    for sigma in (0.7, 1.0, 2.0):  # spots are not hot, however bright
-        for peak in (30, 1000, 60000):
-            spot = peak * np.exp(-(y**2 + x**2) / (2 * sigma**2))
-            assert not hot_pixels(torch.from_numpy(rng.poisson(spot).astype(np.float32))).any()
-
-
 def test_ten_times_above_the_trained_brightness_nothing_collapses() -> None:
     torch.manual_seed(0)
     network = UNet(depth=2, start_filts=4, anchor=True, anchor_version=4)
@@ -276,21 +260,6 @@ def test_planes_of_the_third_version_are_those_of_the_second() -> None:
         assert torch.equal(second, third)
 
 
-def test_slopes_and_curvatures_are_those_of_polynomials() -> None:
-    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
-    image = (3 * x * x - y * y + 5 * x * y)[None, None]
-    along_x, along_y = slopes(image)
-    torch.testing.assert_close(along_x[0, 0, 1:-1, 1:-1], (6 * x + 5 * y)[1:-1, 1:-1])
-    torch.testing.assert_close(along_y[0, 0, 1:-1, 1:-1], (5 * x - 2 * y)[1:-1, 1:-1])
-    for step in (1, 3):
-        straight, diagonal = curvatures(image, step)
-        inside = (..., slice(step, -step), slice(step, -step))
-        torch.testing.assert_close(straight[inside], torch.full_like(straight[inside], 8.0 * step**2))
-        torch.testing.assert_close(diagonal[inside], torch.full_like(diagonal[inside], 10.0 * step**2))
-    for values in (*slopes(torch.ones(1, 1, 2, 1)), *curvatures(torch.ones(1, 1, 2, 1), 3)):
-        assert torch.equal(values, torch.zeros(1, 1, 2, 1))  # pixels at a border are repeated beyond it
-
-
 @pytest.mark.parametrize("version", [2, 3])
 def test_the_fit_is_unbiased_about_its_own_noise(version: int) -> None:
     anchor = Anchor(2, version)
@@ -334,15 +303,6 @@ def test_gaps_between_what_is_bright_stay_dark(dim: int, width: int) -> None:
     network = UNet(dim=dim, depth=1, start_filts=1, anchor=True, anchor_version=4).eval()
     inside = network(counts).detach().exp()[..., 20:76, gap.start + 3 : gap.stop - 3]
     assert float(inside.mean()) == pytest.approx(10, rel=0.2)
-
-
-def test_filters_average_what_is_there_at_borders() -> None:
-    anchor = Anchor(3)
-    for size in ((1, 1, 1), (3, 5, 7), (9, 18, 31)):
-        for number in range(2 * anchor.n_scales):
-            torch.testing.assert_close(anchor.smooth(torch.full((1, *size), 2.5), number), torch.full((1, *size), 2.5))
-    row = torch.arange(6.0).reshape(1, 1, 1, 6)
-    np.testing.assert_allclose(blur(row, [1.0, 0.5], -1).flatten(), [0.5, 2, 4, 6, 8, 7])
 
 
 def test_settings_that_name_an_encoding_are_those_of_plain_networks() -> None:
