@@ -10,7 +10,7 @@ import scipy
 import xarray as xr
 
 from gap_bioimage.camera import moments as m
-from gap_bioimage.camera.frames import distinct
+from gap_bioimage.camera.frames import cleared_pixels, distinct
 from gap_bioimage.camera.moments import FEW_PIXELS, Flags, Floats, Statistics, Values, as_stack
 from gap_bioimage.camera.noise import Correlation, Curve, correlation_of, curve_of, hot_pixels
 
@@ -23,7 +23,6 @@ _BESIDE_GAP = 0.9  # pixels at the level next to a sudden gap, relative to the f
 _PER_LEVEL = 10  # pixels per level from which on a histogram without adjacent levels is not chance
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels searched for a common step, and its largest multiple
 _FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons per frame from which on equality is not chance
-_CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
 _FEW_CLASSES, _ISOLATED = 4, 20  # most values of a class map, and fewest isolated pixels that photons would have
 _PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # fewest pairs, photons in a pair, fraction close by (photons: 0.64)
 _MOST_HOT = 0.01  # fraction of hot pixels; more are single photons of a detector that multiplies electrons
@@ -152,14 +151,11 @@ def _within_margins(planes: Values) -> tuple[slice, slice] | None:
 
 def _within_cleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
     """Return the largest square outside of a region cleared to a value far below all others, or None without one."""
-    low = planes == whole.statistics.minimum
-    cleared = low.all(0)
-    if cleared.mean() < _CLEARED or np.count_nonzero(low) > len(planes) * np.count_nonzero(cleared):
-        return None
+    cleared = cleared_pixels(planes, whole.statistics.minimum, whole.unit or 1.0)
     distance = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
     y, x = (int(index) for index in np.unravel_index(distance.argmax(), distance.shape))
     half = int(distance.max()) - 1
-    if 2 * half < m.LEAST_PX or planes[~low].min() - whole.statistics.minimum <= _FAR * (whole.unit or 1.0):
+    if not cleared.any() or 2 * half < m.LEAST_PX:
         return None
     window = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
     square = planes[(slice(None), *window)]

@@ -130,3 +130,16 @@ def test_what_pixels_differ_by_in_the_dark_does_not_bend_the_line(seed: int) -> 
     found = calibrate(record(3.0, 20), dark=record(0.0, 100))
     assert found.gain.low < 2.2 < found.gain.high
     assert found.gain.value == pytest.approx(2.2, rel=0.03)
+
+
+@pytest.mark.parametrize("count", [50, 2])
+def test_what_was_cleared_around_a_cell_does_not_change_the_gain(count: int) -> None:
+    y, x = np.mgrid[:160, :160]
+    rng = np.random.default_rng(0)
+    electrons = rng.poisson(20 + 15 * np.sin(y / 9) * np.cos(x / 7), (count, 160, 160))
+    values = np.rint(2.2 * electrons + 100 + 3.5 * rng.standard_normal(electrons.shape))
+    cleared = np.where((y - 80) ** 2 + (x - 80) ** 2 > 60**2, 0, values).astype(np.uint16)
+    found = calibrate(cleared, dims="tyx")
+    assert found.gain.value == pytest.approx(2.2, rel=0.06 if count == 2 else 0.02)
+    assert found.gain.low < 2.2 < found.gain.high
+    assert len(found.warnings) == 1

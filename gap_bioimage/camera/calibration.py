@@ -205,11 +205,11 @@ class _Measurements:
 def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     """Measure the noise in unsaturated blocks; refuse saturated images and strongly correlated noise."""
     pattern = None if dark is None else dark.pattern
-    moments = moments_of(frames.values, frames.ceiling, in_time=frames.count > 1, pattern=pattern)
+    moments = moments_of(frames.values, (frames.floor, frames.ceiling), in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
         hint = "use a shorter exposure, or give --saturation if the camera saturates at a higher value"
-        raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated, expected less; {hint}")
+        raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated or cleared, expected less; {hint}")
     moments = moments.at(~full)
     correlation, between_frames = correlation_of(moments), frame_correlation(frames.values)
     if (shared := abs(correlation.largest) + between_frames) > SMOOTHED[frames.count > 1]:
@@ -302,7 +302,7 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
     if fit.outlier_fraction > _LEFT_OUT:
         yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give --multiplying)"
     if data.saturated > _LEFT_OUT:
-        yield f"{data.saturated:.0%} of the field is saturated and was left out"
+        yield f"{data.saturated:.0%} of the field is saturated, or was cleared, and was left out"
     if fit.clipped:
         yield "dark pixels are clipped at zero, and the gain may be too large; use raw images, or raise the offset"
     if fit.coarse:

@@ -22,6 +22,7 @@ _LEAST_PX = 16  # side of the smallest image
 _HOT = 20.0  # median absolute deviations from the median beyond which a dark pixel is hot
 _LOST = 0.25  # fraction of constant rows, above the median of all frames, that shows a dropped frame
 _TORN, _CHANGES = 0.1, 8  # fraction of rows equal to the frame before that shows tearing; value changes in such a row
+_CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding error no longer acts as noise
 
 
@@ -31,6 +32,7 @@ class Frames:
 
     values: Values  # (planes, frames, y, x)
     name: str
+    floor: float  # ADU to which parts of the field were cleared, or minus infinity
     ceiling: float  # ADU at which pixels saturate, or infinity
     may_be_counts: bool  # whole numbers that are not negative
     left_out: str  # a sentence about dropped, repeated and torn frames, or ""
@@ -117,7 +119,17 @@ def frames_of(
     if saturation is None:
         saturation = statistics.maximum if statistics.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
-    return Frames(stack, name, saturation, not statistics.fractional and statistics.minimum >= 0, left_out)
+    floor = statistics.minimum if cleared_pixels(stack, statistics.minimum).any() else -math.inf
+    return Frames(stack, name, floor, saturation, not statistics.fractional and statistics.minimum >= 0, left_out)
+
+
+def cleared_pixels(stack: Values, minimum: float, step: float = 1.0) -> Flags:
+    """Return which pixels (y, x) of a stack (..., y, x) were cleared to ``minimum``, far below all others."""
+    frames = tuple(range(stack.ndim - 2))
+    cleared = stack.max(frames) == minimum
+    others = stack.min(frames)[~cleared]
+    found = cleared.mean() >= _CLEARED and others.size and others.min() - minimum > _FAR * step
+    return np.asarray(cleared & bool(found))
 
 
 def distinct(stack: Values) -> tuple[Values, str]:

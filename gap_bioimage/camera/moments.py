@@ -106,7 +106,7 @@ class Moments:
     variance: Floats
     third: Floats  # third central moment; NaN for two frames, whose difference is symmetric
     zeros: Floats  # fraction of zeros
-    saturated: Floats  # fraction of saturated values
+    saturated: Floats  # fraction of saturated values, and of cleared ones
     samples: Floats  # pixels times frames
     inflation: Floats  # of the sampling variance: n overlapping sums are worth n / inflation independent pixels
     cube_variance: Floats  # variance of the cubes, in units of variance^3
@@ -198,7 +198,7 @@ def common_mode_filter(field: Floats) -> Callable[[Floats], Floats]:
 
 def moments_of(
     stack: Values,
-    ceiling: float = math.inf,
+    limits: tuple[float, float] = (-math.inf, math.inf),
     *,
     in_time: bool,
     most: int = _PIXELS,
@@ -208,7 +208,8 @@ def moments_of(
     """Measure the noise in blocks of a stack (planes, frames, y, x), y and x at least ``LEAST_PX``.
 
     With ``in_time`` the noise is that of differences between frames, at least two, instead of fine spatial detail.
-    Values of at least ``ceiling`` are saturated. ``most``, ``hot`` and ``pattern`` are those of ``snapshots_of``.
+    Values at or beyond ``limits`` were cleared or are saturated. ``most``, ``hot`` and ``pattern`` are those
+    of ``snapshots_of``.
     """
     frames = stack.shape[1]
     weights = (TRIPLE if frames > 2 else PAIR) if in_time else RIPPLE
@@ -218,7 +219,7 @@ def moments_of(
     side = int(np.clip((math.prod(stack.shape[2:]) / _ENOUGH_BLOCKS) ** 0.5, 2, largest))
     per_plane: dict[int, list[Floats]] = {}
     for snapshot in snapshots_of(stack, most, in_time, hot, pattern):
-        images = _moment_images(snapshot, in_time, ceiling, finest)
+        images = _moment_images(snapshot, in_time, limits, finest)
         per_plane.setdefault(snapshot.plane, []).append(np.stack([block_means(image, side) for image in images]))
     times = len(next(iter(per_plane.values())))
     averages = [np.mean(blocks, axis=0) for blocks in per_plane.values()]
@@ -233,10 +234,10 @@ def moments_of(
     return Moments(*[mean, variance, third, zeros, saturated, *constants, around, np.stack(pairs)])
 
 
-def _moment_images(snapshot: Snapshot, in_time: bool, ceiling: float, finest: Floats) -> list[Floats]:
+def _moment_images(snapshot: Snapshot, in_time: bool, limits: tuple[float, float], finest: Floats) -> list[Floats]:
     """Return images whose block means are the moments: mean, noise^2, noise^3, noise, zeros, saturation, pairs."""
     mean, noise, frames = snapshot.mean, snapshot.noise, snapshot.frames
-    saturated = (frames >= ceiling).mean(0)
+    saturated = ((frames <= limits[0]) | (frames >= limits[1])).mean(0)
     around, pairs = scipy.ndimage.uniform_filter(mean, 2 * BLOCK_PX), []
     for axis in (0, 1):
         fine = scipy.ndimage.correlate1d(noise, finest, axis=1 - axis)
