@@ -45,7 +45,7 @@ def error_sentence(model: type[BaseModel], error: Any) -> str:
     if not section:  # the key may belong to one of the sections
         for key, field in known.items():
             names |= {inner: f"{key}.{inner}" for inner in getattr(field.annotation, "model_fields", {})}
-    nearest = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.4)
     return f"unknown key {name!r}" + (f"; did you mean {names[nearest[0]]!r}?" if nearest else "")
 
 

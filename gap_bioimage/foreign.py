@@ -77,7 +77,7 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
         raise CheckpointError(f"{name} is not a checkpoint that can be read safely{reason or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
         problem = f"{name} is not a checkpoint, or is incomplete"
-        raise CheckpointError(f"{problem}; expected one of gap-bioimage or the original GAP: copy it again") from None
+        raise CheckpointError(f"{problem}; expected a run, checkpoint or zip of gap-bioimage or of GAP") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a checkpoint's dictionary")
     return content

@@ -109,9 +109,9 @@ def _numbers(evidence: Evidence) -> str:
     numbers = f"minimum {evidence.statistics.minimum:g}, mean {evidence.statistics.mean:.4g}"
     if curve is not None and math.isfinite(curve.dark + curve.bright):
         dark, bright = ((evidence.unit or 1.0) * fano for fano in (curve.dark, curve.bright))
-        numbers += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), expected 1 for counts"
+        numbers += f", variance/mean {dark:.3g} (dark) and {bright:.3g} (bright), which is 1 for counts"
     if neighbours.found:
-        numbers += f", noise correlation of neighbours {neighbours.y:.2f} and {neighbours.x:.2f}, expected 0 if raw"
+        numbers += f", noise correlation {neighbours.y:.2f} and {neighbours.x:.2f}, which is 0 for raw images"
     return f"({numbers})"
 
 

@@ -54,7 +54,8 @@ def draw_posterior(path: Path, photons: Mapping[str, NDArray[np.generic]], std: 
     scale = 3 / max(height, width)
     figure = new_figure((len(photons) + 1) * max(1.6, scale * width), scale * height + 1.25)
     *left, right = figure.subplots(1, len(photons) + 1)
-    top = brightest(list(photons.values())[1])
+    denoised, *samples = list(photons.values())[1:]
+    top = brightest(denoised if denoised.any() else np.stack(samples))
     drawn = [show(axes, title, image, top) for axes, (title, image) in zip(left, photons.items(), strict=True)]
     figure.colorbar(drawn[-1], ax=left, location="bottom", shrink=0.4, label="photons per pixel")
     drawn_std = show(right, "standard deviation", std, brightest(std), cmap="viridis", interpolation=None)

@@ -134,6 +134,6 @@ def test_repairs_are_listed_and_what_stays_broken_ends_with_1(
     assert run("repair", path, out, "--quiet").out == ""
     assert "nothing to repair" in run("repair", out, tmp_path / "again.zip", "--run-code").out
     result = run("repair", zips.make_zip(tmp_path, zips.put("authors", value="x")), out)
-    assert result.code == 1 and "left to its authors" in result.out and "format.valid" in result.out
+    assert result.code == 1 and "left to the authors" in result.out and "format.valid" in result.out
     assert "choose another name" in one_sentence(run("repair", out, out))
     assert "does not exist" in one_sentence(run("repair", tmp_path / "no.zip", tmp_path / "new.zip"))

@@ -100,7 +100,7 @@ def test_what_to_do_is_sorted_by_need_and_told_in_words() -> None:
 def test_all_checks_are_in_the_pages_table_and_what_matters_in_the_terminal() -> None:
     html = page(REPORT)
     table = text_of(html[html.index("<details>") : html.index("</details>")])
-    assert "All 8 checks: 1 failed, 2 warning, 1 passed, 4 not checked" in table
+    assert "All 8 checks: 1 failed, 2 warnings, 1 passed, 4 not checked" in table
     assert all(check.id in table and check.message in table for check in CHECKS)
     text = " ".join(printed(REPORT))
     assert "kwargs are [empty]" in text and "Write the kwargs." in text and "1 failed" in text

@@ -292,7 +292,7 @@ def _warnings(image: xr.DataArray, sample: NDArray[Any], detector: Detector, nam
         yield f"{saturated:.2%} of the pixels of {name} are saturated and too dark in results; use a shorter exposure"
     if detector.correlation >= CORRELATED:
         cause = f"this camera was measured on images whose neighbouring pixels share noise ({detector.correlation:.2f})"
-        yield f"{cause}: networks copy some of it, and held-out photons of {name} do not show quality; use raw images"
+        yield f"{cause}: networks copy some of it, held-out photons of {name} cannot show quality; use raw images"
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
         problem = f"with the gain and offset of this camera, the noise of {name} has {fano:.2g} times the variance of"

@@ -111,7 +111,8 @@ def frames_of(
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected camera values; save it with 16 bits")
     statistics = scan(values)
     if statistics.nonfinite or statistics.minimum == statistics.maximum:
-        raise NotPhotonCountsError(f"{name} has NaN, infinite or constant values, expected noise; use raw images")
+        problem = "has NaN or infinite values" if statistics.nonfinite else "has the same value everywhere"
+        raise NotPhotonCountsError(f"{name} {problem}, expected camera values with noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not statistics.fractional and statistics.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         problem = f"{name} has two values only, like masks and one-bit frames, which need no camera"

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _SAMPLES = "Samples to write (.tif, .ome.tif, .ome.zarr, .h5, .npy), with _mean, _std and _figure.png beside them."
 _STEPS = "Network evaluations per sample with the sqrt schedule; by default 10."
-_STOP_DB = "Stop at this 10 log10 of mean photons per pixel; by default the training's, at most 20 dB above the image."
+_STOP_DB = (
+    "Stop at this 10 log10 of mean photons per pixel; by default the training's, at most 20 dB more than an image."
+)
 _COVERAGE = "Hold out half of the photons, and check whether samples predict them."
 _REGIONS = "Label image: print the photons of each region with their standard deviation."
 _PART = "Process only part I of N of a volume, counted from 1, as in job arrays."
@@ -91,7 +93,9 @@ class Volumes(Running):
         """Whether any volume option was given; refuse them unless ``out`` ends in .zarr."""
         given = self != Volumes(self.tile, self.halo, self.device, self.precision)
         if given and out.suffix.lower() != ".zarr":
-            raise typer.BadParameter(f"options such as --block are for outputs that end in .zarr, not for {out}")
+            raise typer.BadParameter(
+                f"--part, --block and other options of volumes are for .zarr outputs, not for {out}"
+            )
         return given
 
     def volume_options(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Known:
     """Options for known properties of the camera."""
 
     offset: Annotated[float | None, Option(help="Signal without light in ADU, if known.")] = None
-    read_noise: Annotated[float | None, Option(help="In electrons RMS, if known instead of the offset.")] = None
+    read_noise: Annotated[float | None, Option(help="Read noise in electrons RMS, if known (without --offset).")] = None
     saturation: Annotated[float | None, Option(help="ADU at which pixels saturate.")] = None
     multiplying: Annotated[bool | None, Option("--multiplying/--not-multiplying", help=_MULTIPLYING)] = None
 

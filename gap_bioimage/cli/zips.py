@@ -227,7 +227,7 @@ def submit_check(
     device: _Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """List what the zoo requires of a model, with ticks, what to remove before uploading, and the steps after it."""
+    """Check a model against what the zoo requires of an upload, and list the steps to submit it."""
     from gap_bioimage.validation.report import validate as validate_model
     from gap_bioimage.validation.reports.terminal import print_submission
 
@@ -247,7 +247,7 @@ def repair(
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Fix what needs no judgement in a copy of a model, and list the changes.
+    """Apply the mechanical fixes to a copy of a model, and list them.
 
     Exit codes: 0 the copy passes, 1 it fails, 2 it could not run.
     """
@@ -272,7 +272,7 @@ def _print(repaired: Repaired) -> None:
     groups = {
         f"{len(changed)} repair{'s' if len(changed) > 1 else ''}" if changed else "nothing to repair": changed,
         "checks that changed": [f"{check}: {' -> '.join(turn)}" for check, turn in turned.items()],
-        "left to its authors": left,
+        "left to the authors": left,
         "left alone": repaired.notes,
     }
     for title, lines in groups.items():

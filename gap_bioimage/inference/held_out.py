@@ -70,7 +70,7 @@ class Coverage:
         sizes, in_50, in_90, shares, counts, verdicts = (" / ".join(map(str, c)) for c in zip(*rows, strict=True))
         return (
             f"held-out photons in blocks of {sizes} px: {in_50} within the central 50%, {in_90} within the central 90% "
-            f"of the predictions\nthe samples' spread, {shares} of the variance in {counts} blocks, is {verdicts}"
+            f"of the predictions\nspread of the samples: {verdicts} ({shares} of the variance in {counts} blocks)"
         )
 
     def draw(self) -> "Figure":
@@ -79,7 +79,7 @@ class Coverage:
         for axes, b in zip(figure.subplots(1, len(self.blocks), squeeze=False)[0], self.blocks, strict=True):
             axes.bar(range(len(b.ranks)), b.ranks, width=1.0)
             axes.axhline(b.count / len(b.ranks), color="black", linewidth=1)
-            axes.set_title(f"{b.count} blocks of {b.size_px} px")
+            axes.set_title(f"blocks of {b.size_px} px: {b.count}")
             axes.set(xlabel="samples below the held-out photons", ylabel="blocks")
         return figure
 

@@ -280,5 +280,5 @@ def _check_file(path: Path) -> bytes:
     if not head:
         raise UnreadableImageError(f"{path} is empty, expected an image; copy or export it again")
     if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")):
-        raise NotPhotonCountsError(f"{path.name} is a picture for display, expected photon counts; export them as TIFF")
+        raise NotPhotonCountsError(f"{path.name} is a picture for display; export the photon counts as TIFF")
     return head

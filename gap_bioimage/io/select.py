@@ -126,7 +126,7 @@ def frames_of(time: int | str, count: int, file: str) -> int | slice:
     cut = match and slice(*(None if part is None else int(part) for part in match.groups()))
     if cut and cut.step != 0 and (chosen := frames[cut]):
         return slice(chosen.start, chosen[-1] + 1, chosen.step)
-    problem = f'time="{text}" is not a frame or a range of frames of {file}, which has {count} (counted from 0)'
+    problem = f'time="{text}" is not a frame or a range of frames of {file}, which has frames 0 to {count - 1}'
     raise AxesError(f'{problem}; choose one such as 3, "0:50", "10:" or "::2"')
 
 

@@ -143,7 +143,8 @@ def _choose_steps(config: RunConfig, split: Split, accelerator: bool) -> RunConf
             why += f"; ends after {_PATIENCE} validations of the second half without improvement, with the best network"
         config = _choose(config, "train", chosen, why)
     every = max(_LEAST_INTERVAL, config.train.steps // _VALIDATIONS)
-    return _choose(config, "train", {"validate_every": every}, f"{-(-config.train.steps // every)} validations in all")
+    count = -(-config.train.steps // every)
+    return _choose(config, "train", {"validate_every": every}, f"{count} validation{'s' if count > 1 else ''} in all")
 
 
 def _has_bf16() -> bool:

@@ -200,7 +200,7 @@ def split_held_out(stacks: Sequence[Stack], share: float, seed: int) -> Split:
         slab = max(8, round(share * size))
         if size < 2 * slab:
             problem = f"{stack.name} has shape {stack.shape[1:]}, too small to hold out {slab} pixels for validation"
-            raise AxesError(f"{problem}; give larger images, or at least {_HELD_OUT_IMAGES_FROM}")
+            raise AxesError(f"{problem}; give larger images, or at least {_HELD_OUT_IMAGES_FROM} of them")
         for part, piece in zip(split, (slice(0, size - slab), slice(size - slab, size)), strict=True):
             part.append(stack[(*[slice(None)] * axis, piece)])
     return split

@@ -242,12 +242,12 @@ def open_package(path: str | Path) -> Iterator[tuple[Package | None, list[Check]
     """
     source = Path(path)
     if not source.exists():
-        raise UnreadableModelError(f"{source} does not exist, and nothing is downloaded; {_WANTED}.")
+        raise UnreadableModelError(f"{source} does not exist; {_WANTED} (nothing is downloaded).")
     is_folder, is_yaml = source.is_dir(), source.suffix.lower() in (".yaml", ".yml")
     if not (is_folder or source.is_file()):  # reading from a pipe would wait for ever
         raise UnreadableModelError(f"{source} is not a plain file; {_WANTED}.")
     if not (is_folder or is_yaml or zipfile.is_zipfile(source)):
-        raise UnreadableModelError(f"{source} is not a zip, or one that {_CUT_OFF}; {_WANTED}.")
+        raise UnreadableModelError(f"{source} is not a zip, or {_CUT_OFF}; {_WANTED}.")
     # If the temp folder is a symlink (macOS), unresolved paths would all appear to be outside of it.
     with tempfile.TemporaryDirectory(prefix="gap-validate-", ignore_cleanup_errors=True) as temp:
         scratch = Path(temp).resolve()
@@ -275,8 +275,11 @@ def _find_yaml(names: list[str], source: Path) -> str:
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
     if not found:  # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
-        problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level, or {_CUT_OFF}"
-        raise UnreadableModelError(f"{problem}; zip the model's files themselves, not the folder that holds them.")
+        problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
+        if source.is_dir():
+            raise UnreadableModelError(f"{problem}; {_WANTED} (`gap-bioimage export` makes a zip of a training run).")
+        hint = "zip the model's files themselves, not the folder that holds them"
+        raise UnreadableModelError(f"{problem}, or {_CUT_OFF}; {hint}.")
     return found[0]
 
 

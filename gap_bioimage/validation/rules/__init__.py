@@ -152,7 +152,7 @@ def uneven_grid(model: Model) -> str | None:
         ns = {name: max(0, math.ceil((target - smallest) / step)) for name, (smallest, step) in sizes.items()}
         if any(smallest + min(ns.values()) * step < _TILE_SHARE * target for smallest, step in sizes.values()):
             text = ", ".join(f"{name} {n}" for name, n in ns.items())
-            return f"n to reach {target} pixels differs over the axes of {tensor.id!r} ({text})"
+            return f"the number of steps n to {target} pixels differs between the axes of {tensor.id!r} ({text})"
     return None
 
 

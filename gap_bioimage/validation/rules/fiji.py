@@ -58,7 +58,7 @@ rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), un
      breaks="Fiji runs it in its own Python environment, where this is not installed", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.foreign_imports(model, _INSTALLED))
 rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
-     weights=("pytorch_state_dict",), unless=_NATIVE, breaks="JDLL accepts no other file names",
+     weights=("pytorch_state_dict",), unless=_NATIVE, breaks="JDLL accepts only names that end in .pt or .pth",
      asks="If there is only a state_dict: weights named *.pt or *.pth.", fix="Name the file *.pt or *.pth.",
 )(lambda model: None if (source := str(model.weights["pytorch_state_dict"].get("source")).split("?")[0]).endswith(
     (".pt", ".pth")) else f"the weights are {source[-80:]!r}")
@@ -113,7 +113,7 @@ def state_dict_values(model: Model) -> str | None:
     """If there is only a state_dict: cubic images of a fixed size."""
     sizes = [axis.size for tensor in model.inputs[:1] for axis in tensor.axes if axis.kind == "space"]
     is_cube = len(sizes) == 3 and len(set(sizes)) == 1 and bool(sizes[0])
-    return None if is_cube else f"the only weights are a state_dict, for {len(sizes)}D images that are not cubes"
+    return None if is_cube else f"the only weights are a state_dict, for {len(sizes)}D images that are not fixed cubes"
 
 
 @rule("fiji.stardist", BLOCKS, "JDLL 0.6.4-SNAPSHOT, bioimageio/description/stardist (2026-11)",

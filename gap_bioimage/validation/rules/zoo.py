@@ -22,7 +22,7 @@ _BIOENGINE_INSTALLED = rules.ALWAYS_INSTALLED | {
 consumer("core", "bioimageio.core",
          "bioimageio.core is the Python library that most programs use to run models. It runs weights with the torch, "
          "ONNX Runtime or TensorFlow that is installed next to it.", 2, base=True)
-consumer("zoo", "bioimage.io zoo",
+consumer("zoo", "the bioimage.io zoo",
          "The bioimage.io model zoo presents models to users. It tests every upload with BioEngine and with the "
          "partners' own tests, and assigns a score.", 4)
 consumer("bioengine", "BioEngine",
@@ -49,8 +49,8 @@ rule("core.reproducibility_tolerance", DEGRADES, _SPEC,
 )(lambda model: rules.tolerates(model, "mismatched_elements_per_million", 1000))
 
 
-@rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts it, other programs may not",
-      fix="Store it with the declared data type (array.astype), or declare the data type that it has.")
+@rule("format.dtypes", DEGRADES, _SPEC_TENSORS, breaks="bioimageio.core converts them, other programs may not",
+      fix="Store them with the declared data type (array.astype), or declare the data type that they have.")
 def dtypes(model: Model) -> str | None:
     """Test tensors stored with the declared data type."""
     for tensor in model.tensors:
@@ -120,11 +120,11 @@ rule("zoo.cite", STYLE, _GUIDE, asks="A citation with text and a DOI or URL.", b
 rule("zoo.tags", STYLE, _GUIDE, asks="Tags.", breaks="nobody finds the model",
      fix="Add tags, e.g. denoising, 2d, fluorescence.",
 )(lambda model: None if model.texts("tags") else "there are no tags")
-rule("zoo.maintainers", STYLE, _GUIDE, asks="A maintainer with a GitHub name.", breaks="the zoo has nobody to ask",
+rule("zoo.maintainers", STYLE, _GUIDE, asks="A maintainer with a GitHub name.", breaks="the zoo has nobody to contact",
      fix="List a person with a github_user as maintainer.",
 )(lambda model: None if any(person.get("github_user")
                             for person in model.mappings("maintainers") or model.mappings("authors"))
-  else "nobody listed has a github_user")
+  else "no author or maintainer has a github_user")
 rule("zoo.id", STYLE, _UPLOAD, versions="0.5", asks="No id in an uploaded description.",
      breaks="bioimageio.spec's own upload refuses it, since the zoo assigns ids",
      fix="Remove the id for the upload only; Fiji needs one in a zip that is passed from person to person.",
@@ -163,7 +163,7 @@ def documentation(model: Model) -> str | None:
     return None if HEADING.search(text) else f"{path.name} has no heading about validation"
 
 
-@rule("zoo.cover", STYLE, _GUIDE, breaks="the zoo draws a test image instead, or crops the cover",
+@rule("zoo.cover", STYLE, _GUIDE, breaks="the zoo draws a test image, or crops a cover of another shape",
       fix="Add a cover of 2:1 or 1:1, below 500 kB.")
 def cover(model: Model) -> str | None:
     """A cover with an aspect ratio of 2:1 or 1:1, below 500 kB."""

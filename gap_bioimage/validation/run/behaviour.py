@@ -40,7 +40,7 @@ def output_kind(runner: Runner) -> Outcome:
     if len(outputs) != n_described:  # bioimageio.core ignores surplus tensors
         text = f"the model returns {len(outputs)} tensors, {n_described} are described"
         return Outcome("warning" if len(outputs) > n_described else "failed", text, _DESCRIBE)
-    return Outcome("passed", f"the model returns all tensors that are described: {n_described}")
+    return Outcome("passed", f"the model returns as many tensors as described ({n_described})")
 
 
 @run_check("fiji.as_loaded", Severity.BLOCKS, breaks="Fiji's results differ",
