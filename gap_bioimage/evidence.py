@@ -152,10 +152,12 @@ def _within_margins(planes: Values) -> tuple[slice, slice] | None:
 def _within_cleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
     """Return the largest square outside of a region cleared to a value far below all others, or None without one."""
     cleared = cleared_pixels(planes, whole.statistics.minimum, whole.unit or 1.0)
+    if not cleared.any():
+        return None
     distance = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
     y, x = (int(index) for index in np.unravel_index(distance.argmax(), distance.shape))
     half = int(distance.max()) - 1
-    if not cleared.any() or 2 * half < m.LEAST_PX:
+    if 2 * half < m.LEAST_PX:
         return None
     window = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
     square = planes[(slice(None), *window)]

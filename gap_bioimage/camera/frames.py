@@ -127,10 +127,10 @@ def frames_of(
 def cleared_pixels(stack: Values, minimum: float, step: float = 1.0) -> Flags:
     """Return which pixels (y, x) of a stack (..., y, x) were cleared to ``minimum``, far below all others."""
     frames = tuple(range(stack.ndim - 2))
-    cleared = stack.max(frames) == minimum
-    others = stack.min(frames)[~cleared]
-    found = cleared.mean() >= _CLEARED and others.size and others.min() - minimum > _FAR * step
-    return np.asarray(cleared & bool(found))
+    cleared = np.asarray(stack.max(frames) == minimum)
+    if not _CLEARED <= cleared.mean() < 1 or stack.min(frames)[~cleared].min() - minimum <= _FAR * step:
+        return np.zeros_like(cleared)
+    return cleared
 
 
 def distinct(stack: Values) -> tuple[Values, str]:

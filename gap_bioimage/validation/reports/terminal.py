@@ -78,9 +78,9 @@ def _is_only_counted(check: Check) -> bool:
 
 def _summary(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
-    words = ("failed", "error", "warnings" if counts["warning"] > 1 else "warning", "passed", "skipped")
     names: tuple[Status, ...] = ("failed", "error", "warning", "passed", "skipped")
-    return ", ".join(f"{counts[name]} {word}" for name, word in zip(names, words, strict=True) if counts[name])
+    plural = {"warning": "warnings"} if counts["warning"] > 1 else {}
+    return ", ".join(f"{counts[name]} {plural.get(name, name)}" for name in names if counts[name])
 
 
 def print_submission(report: Report) -> None:
