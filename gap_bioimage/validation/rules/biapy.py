@@ -26,25 +26,25 @@ _NETWORKS = (
     "unet resunet resunet++ seunet attention_unet resunet_se unetr multiresunet unext_v1 unext_v2 hrnet".split()
 )
 
-rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", breaks="BiaPy loads nothing else",
+rule("biapy.state_dict", BLOCKS, _CHECK, asks="Weights as pytorch_state_dict.", breaks="BiaPy cannot load the model",
      fix="Add pytorch_state_dict weights.",
 )(lambda model: None if _FORMAT in model.weights else "no pytorch_state_dict weights are given")
 
-rule("biapy.single_input", BLOCKS, _CHECK, breaks="BiaPy accepts only one", fix=rules.ONE_INPUT)(rules.single_input)
+rule("biapy.single_input", BLOCKS, _CHECK, breaks="BiaPy refuses the model", fix=rules.ONE_INPUT)(rules.single_input)
 rule("biapy.tag", BLOCKS, _CHECK, weights=(_FORMAT,), fix=f"Tag it with one of {', '.join(_TAGS)}.",
      asks="A tag that names one of BiaPy's workflows, in exact spelling.",
-     breaks="BiaPy reads the workflow from the tags, and refuses a model without one",
+     breaks="BiaPy refuses the model, since it reads the workflow from the tags",
 )(lambda model: None if set(_TAGS) & set(tags := model.texts("tags"))
   else f"no workflow is among the tags {', '.join(tags) or '(none)'}")
 rule("biapy.axes", BLOCKS, _CHECK, asks="Input axes in the order batch, channel, (z,) y, x, space axes with ids.",
-     breaks="BiaPy reads bcyx and bczyx", fix="Order the input's axes batch, channel, (z,) y, x, and write their ids.",
+     breaks="BiaPy refuses the model", fix="Order the input's axes batch, channel, (z,) y, x, and write their ids.",
 )(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)}{', one without id' if unnamed else ''}"
                       for tensor in model.inputs[:1]
                       if (unnamed := [a for a in tensor.axes if a.kind == "space" and not a.written.get("id")])
                       or tensor.axis_ids not in rules.AXIS_ORDERS))
 rule("biapy.fixed_shape", BLOCKS, _CHECK, weights=(_FORMAT,), versions="0.4",
      asks="In format 0.4: an input whose shape is given as min and step.",
-     breaks="BiaPy ends with an AttributeError while it reads the description",
+     breaks="BiaPy cannot open the model: it ends with an AttributeError",
      fix="Write the description in format 0.5, or the input's shape as min and step.",
 )(lambda model: first(f"the input's shape is the list {tensor['shape']}"
                       for tensor in model.mappings("inputs")[:1] if isinstance(tensor.get("shape"), list)))
@@ -66,7 +66,7 @@ def _kwargs(model: Model) -> Any:
     return entry["kwargs"] if "kwargs" in entry else model.architecture.get("kwargs")
 
 
-@rule("biapy.classes", BLOCKS, _CHECK, weights=(_FORMAT,), breaks="BiaPy cannot determine the number of classes",
+@rule("biapy.classes", BLOCKS, _CHECK, weights=(_FORMAT,), breaks="BiaPy cannot build the network",
       fix="Write out_channels into the architecture's kwargs, as a number; for BiaPy's own networks as a list.")
 def classes(model: Model) -> str | None:
     """The number of output channels in the kwargs of a segmentation network."""

@@ -34,42 +34,43 @@ _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
 
 rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="Fiji's JDLL cannot read it: newer descriptions write files as {source, sha256}, which it casts to text",
+     breaks="Fiji cannot open the model: its JDLL reads no files that are written as {source, sha256}",
 )(rules.format_version)
 rule("fiji.plain_strings", BLOCKS, JDLL, repair="plain_strings", fix=rules.PLAIN_STRINGS,
-     breaks="JDLL ends with a ClassCastException")(rules.plain_strings)
-rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="JDLL ends with a NullPointerException",
+     breaks="Fiji cannot open the model: JDLL ends with a ClassCastException")(rules.plain_strings)
+rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="Fiji cannot open the model",
      asks="A non-empty id; in format 0.4 JDLL creates one itself.",
      fix="Give the model a non-empty id; remove it only for an upload to the zoo, which assigns ids itself.",
 )(lambda model: None if model.rdf.get("id") else "id is empty")
 rule("fiji.weights_format", BLOCKS, _ENGINES, asks="Weights other than Keras and tensorflow_js.",
-     breaks="deepImageJ runs torchscript, onnx, TensorFlow saved models and state_dicts", fix=rules.ADD_TORCHSCRIPT,
+     breaks="Fiji has no engine for the model's weights", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
-rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, fix=rules.NAMED_AXES, breaks="JDLL supports no other axes")(rules.axis_ids)
+rule("fiji.axis_ids", BLOCKS, JDLL_SPEC, fix=rules.NAMED_AXES, breaks="Fiji cannot open the model")(
+     rules.axis_ids)
 rule("fiji.channel_names", BLOCKS, JDLL_SPEC, repair="channel_names", fix="Add channel_names to every channel axis.",
-     breaks="JDLL sizes the channel axis by these names")(rules.channel_names)
+     breaks="Fiji cannot run the model: JDLL counts the channels by these names")(rules.channel_names)
 rule("fiji.archive_ops", BLOCKS, JDLL, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="Fiji's engines, libtorch 1.13 to 2.0, cannot load it")(rules.unportable)
 rule("fiji.rdf_name", BLOCKS, JDLL, repair="rename_description", asks="A description named rdf.yaml.",
-     breaks="JDLL looks for rdf.yaml", fix="Rename it to rdf.yaml.",
+     breaks="Fiji does not find the model", fix="Rename it to rdf.yaml.",
 )(lambda model: None if (name := model.need_files().rdf_name) == "rdf.yaml" else f"the description is named {name}")
 rule("fiji.state_dict", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=_NATIVE,
      asks="If there is only a state_dict: one that needs only torch, BiaPy, CAREamics, Cellpose or StarDist.",
-     breaks="Fiji runs it in its own Python environment, where this is not installed", fix=rules.ADD_TORCHSCRIPT,
+     breaks="Fiji cannot run the model: its own Python environment lacks this", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.foreign_imports(model, _INSTALLED))
 rule("fiji.state_dict_file", BLOCKS, "JDLL 0.6.4-SNAPSHOT, model/python/DLModelPytorchProtected (2026-11)",
-     weights=("pytorch_state_dict",), unless=_NATIVE, breaks="JDLL accepts only names that end in .pt or .pth",
+     weights=("pytorch_state_dict",), unless=_NATIVE, breaks="Fiji refuses the weights",
      asks="If there is only a state_dict: weights named *.pt or *.pth.", fix="Name the file *.pt or *.pth.",
 )(lambda model: None if (source := str(model.weights["pytorch_state_dict"].get("source")).split("?")[0]).endswith(
     (".pt", ".pth")) else f"the weights are {source[-80:]!r}")
 rule("fiji.axis_scale", BLOCKS, JDLL, repair="axis_scale", asks="Input axes without a scale.",
-     breaks="JDLL mistakes an input's scale for a change of size and crops the output",
+     breaks="Fiji crops the result: JDLL mistakes an input's scale for a change of size",
      fix="Leave scale out of the input axes; keep pixel sizes in the documentation.",
 )(lambda model: first(f"the input axis {axis.id} of {tensor.id!r} has scale {axis.scale:g}"
                       for tensor in model.inputs for axis in tensor.axes if axis.scale not in (0, 1)))
 rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles (2026-11)", versions="0.5",
      asks="Outputs as large as the input that their sizes refer to; JDLL reads others correctly only in format 0.4.",
-     breaks="JDLL multiplies sizes by the scale instead of dividing, and applies the offset twice",
+     breaks="Fiji's results have a wrong size: JDLL multiplies by the scale, and adds the offset twice",
      fix="State the sizes of input and output as numbers, or enlarge (crop, pad) the output in the network.",
 )(lambda model: first(f"the output axis {axis.id} of {tensor.id!r} has scale {axis.scale:g} and offset {offset}"
                       for tensor in model.outputs for axis in tensor.axes
@@ -77,16 +78,16 @@ rule("fiji.output_size", BLOCKS, "JDLL 0.6.4-SNAPSHOT, TileMaker.getOutputTiles 
                       and ((offset := size.get("offset") or 0) or axis.scale not in (0, 1))))
 rule("fiji.explicit_axis_ids", BLOCKS, JDLL, versions="0.5", repair="axis_ids",
      asks="An explicit id on every space axis.", fix="Write id: x on that axis, although it is the default.",
-     breaks="JDLL throws 'Invalid axis configuration' while it reads the description",
+     breaks="Fiji cannot open the model: JDLL throws 'Invalid axis configuration'",
 )(lambda model: first(f"a space axis of {tensor.id!r} has no id" for tensor in model.tensors for axis in tensor.axes
                       if axis.kind == "space" and not axis.written.get("id")))
 rule("fiji.explicit_tensor_ids", BLOCKS, "JDLL 0.6.4-SNAPSHOT, findInputTensor and TileCalculator (2026-11)",
      versions="0.5", repair="tensor_ids", asks="An explicit id on every input and output.",
-     breaks="JDLL looks tensors up by their ids, and ends with a NullPointerException",
+     breaks="Fiji cannot run the model: JDLL looks tensors up by their ids",
      fix="Write id: input or id: output on that tensor, although it is the default.",
 )(lambda model: first(f"the {tensor.id} has no id" for tensor in model.tensors if not tensor.written.get("id")))
-rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same axis order in and out.", breaks="JDLL uses the same for all",
-     fix="Use one axis order.",
+rule("fiji.axis_order", BLOCKS, JDLL_SPEC, asks="The same axis order in and out.", fix="Use one axis order.",
+     breaks="Fiji mixes up the axes of the result",
 )(lambda model: first(f"axis orders differ: {', '.join(model.tensors[0].axis_ids)} and {', '.join(tensor.axis_ids)}"
                       for tensor in model.tensors if tensor.axis_ids != model.tensors[0].axis_ids))
 rule("fiji.frozen", DEGRADES, JDLL, weights=("torchscript",), asks="TorchScript weights that were not frozen.",
@@ -100,7 +101,7 @@ rule("fiji.norms", DEGRADES, JDLL, weights=("torchscript",), asks="A network tha
                       for norm in rules.torchscript_code(model).norms))
 rule("fiji.weights_root", BLOCKS, JDLL, weights=("torchscript",), repair="flatten",
      asks="TorchScript weights at the top level.", fix="Put the weights at the top level.",
-     breaks="JDLL finds weights at the package's top level only",
+     breaks="Fiji does not find the weights",
 )(lambda model: f"torchscript weights are {source!r}"
   if "/" in (source := str(model.weights["torchscript"].get("source"))).removeprefix("./") and "://" not in source
   else None)
@@ -117,7 +118,7 @@ def state_dict_values(model: Model) -> str | None:
 
 
 @rule("fiji.stardist", BLOCKS, "JDLL 0.6.4-SNAPSHOT, bioimageio/description/stardist (2026-11)",
-      breaks="JDLL reads these arrays with a StarDist description, and throws without them (3 of 3 reports)",
+      breaks="Fiji cannot open the model: JDLL reads these arrays with a StarDist description (3 of 3 reports)",
       fix="Keep the test tensors in the package.")
 def stardist(model: Model) -> str | None:
     """The test tensors of a StarDist model, in its package."""
@@ -130,7 +131,7 @@ def stardist(model: Model) -> str | None:
 
 
 @rule("fiji.pytorch_version", BLOCKS, _ENGINES, weights=("torchscript",),
-      breaks="JDLL selects an engine of that major version, and has 1.5 to 2.0",
+      breaks="Fiji has no engine for the weights: it has torch 1.5 to 2.0",
       fix="State the pytorch_version that the weights were saved with, 1.5 to 2.x; without one 1.13.1 is used.")
 def pytorch_version(model: Model) -> str | None:
     """A pytorch_version of 1.5 to 2.x, or none; 1.10 without quotes is the number 1.1."""
@@ -141,7 +142,7 @@ def pytorch_version(model: Model) -> str | None:
     return f"pytorch_version is {written}"
 
 
-@rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="deepImageJ accepts one image", fix=rules.ONE_INPUT)
+@rule("fiji.single_io", BLOCKS, rules.ZOO_TEST, breaks="Fiji does not run the model", fix=rules.ONE_INPUT)
 def single_io(model: Model) -> str | Outcome | None:
     """One input; several outputs open as separate images."""
     if (problem := rules.single_input(model)) is None and len(model.outputs) > 1:
@@ -149,7 +150,7 @@ def single_io(model: Model) -> str | Outcome | None:
     return problem
 
 
-@rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="JDLL throws while it reads them",
+@rule("fiji.test_tensors", BLOCKS, ZOO_REPORTS, breaks="Fiji cannot test the model: JDLL throws",
       fix="Store test tensors as .npy files of a dtype that Java has, e.g. uint8 instead of bool.")
 def test_tensors(model: Model) -> str | None:
     """Test tensors in .npy files, of a dtype that JDLL reads: not bool, float16 or uint64."""
@@ -172,11 +173,11 @@ def _parameterized(model: Model) -> list[tuple[str, str, int, int, float]]:
 
 
 rule("fiji.min_of_step", BLOCKS, JDLL, asks="Smallest sizes that are multiples of step.",
-     breaks="JDLL rounds tiles to multiples of step", fix="Choose min as a multiple of step.",
+     breaks="Fiji cuts tiles of other sizes, multiples of step", fix="Choose min as a multiple of step.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not a multiple of step {step}"
                       for name, axis, smallest, step, _ in _parameterized(model) if step and smallest % step))
 rule("fiji.min_halo", BLOCKS, JDLL, asks="Smallest sizes above twice the halo.",
-     breaks="a tile would be all halo", fix="Choose min above twice the halo.",
+     breaks="Fiji cannot join tiles that are all halo", fix="Choose min above twice the halo.",
 )(lambda model: first(f"{name!r} {axis}: min {smallest} is not above twice the halo {halo:g}"
                       for name, axis, smallest, _, halo in _parameterized(model) if smallest <= 2 * halo))
 rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in steps of 1, or no halo.",
@@ -187,7 +188,7 @@ rule("fiji.off_grid", DEGRADES, JDLL, weights=("torchscript",), asks="Sizes in s
                       for name, axis, _, step, halo in _parameterized(model) if step > 1 and halo))
 
 
-@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="JDLL does not implement these operations",
+@rule("fiji.processing_ops", BLOCKS, JDLL, breaks="Fiji cannot run the model: JDLL does not implement these operations",
       fix="Compute them inside the network's graph; give clip both a min and a max, and the others single numbers.")
 def processing_ops(model: Model) -> str | None:
     """Only processing steps of JDLL: binarize, clip, scale_linear, scale_range, sigmoid, normalisation."""
@@ -205,7 +206,7 @@ def processing_ops(model: Model) -> str | None:
     return f"processing uses {', '.join(unsupported)}" if unsupported else None
 
 
-@rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="deepImageJ then refuses to tile",
+@rule("fiji.no_deepimagej_config", BLOCKS, JDLL, repair="deepimagej_config", breaks="Fiji refuses larger images",
       fix="Remove config.deepimagej, or set allow_tiling: true.")
 def keeps_from_tiling(model: Model) -> str | None:
     """No config.deepimagej, or one that allows tiling."""
@@ -214,7 +215,7 @@ def keeps_from_tiling(model: Model) -> str | None:
     return None if allows else "config.deepimagej is given without allow_tiling: true"
 
 
-@rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="it fails on other devices",
+@rule("fiji.devices", DEGRADES, JDLL, weights=("torchscript",), breaks="the model fails on other devices",
       fix="Create tensors on the input's device, script instead of tracing, and save from the CPU.")
 def devices(model: Model) -> str | None:
     """TorchScript weights that are not bound to a device."""
@@ -224,7 +225,7 @@ def devices(model: Model) -> str | None:
     return f"the TorchScript weights were saved on {', '.join(code.saved_on)}" if code.saved_on else None
 
 
-@rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="JDLL searches endlessly for a smaller tile",
+@rule("fiji.tile_voxels", DEGRADES, JDLL, breaks="Fiji hangs: JDLL searches endlessly for a smaller tile",
       fix="Offer a fixed-size zip, or lower min.")
 def tile_voxels(model: Model) -> str | None:
     """A smallest tile of at most 50 million voxels, if sizes are parameterized."""

@@ -19,33 +19,33 @@ rule("ilastik.format_version", BLOCKS, TIKTORCH, repair="lower_format", fix=rule
 rule("ilastik.plain_strings", BLOCKS, TIKTORCH, repair="plain_strings", fix=rules.PLAIN_STRINGS,
      breaks="ilastik's bioimageio.core 0.10.2 refuses it")(rules.plain_strings)
 rule("ilastik.weights_format", BLOCKS, ZOO_REPORTS, asks="Weights as torchscript or pytorch_state_dict.",
-     breaks="ilastik has torch only, neither ONNX Runtime nor TensorFlow", fix=rules.ADD_TORCHSCRIPT,
+     breaks="ilastik cannot run the model: it has torch only", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
 rule("ilastik.single_io", BLOCKS, ZOO_REPORTS, fix=rules.ONE_OF_EACH,
-     breaks="ilastik accepts one image and shows one")(rules.single_io)
+     breaks="ilastik refuses the model")(rules.single_io)
 rule("ilastik.axis_ids", BLOCKS, TIKTORCH, fix=rules.NAMED_AXES,
-     breaks="ilastik supports no other axes")(rules.axis_ids)
+     breaks="ilastik refuses the model")(rules.axis_ids)
 rule("ilastik.channel_names", BLOCKS, TIKTORCH, repair="channel_names",
      asks="A channel axis on every input and output, with channel_names that are identifiers.",
      fix="Add a channel axis whose channel_names are identifiers, such as channel0.",
-     breaks="ilastik needs these axes, and its bioimageio.core 0.10.2 refuses other names",
+     breaks="ilastik refuses the model",
 )(lambda model: rules.channel_names(model) or rules.identifiers(model))
 rule("ilastik.custom_ops", BLOCKS, TIKTORCH, fix=rules.INTO_GRAPH,
-     breaks="ilastik's bioimageio.core 0.10.2 supports no custom steps, and has neither StarDist nor Cellpose",
+     breaks="ilastik cannot run the model: it supports no custom steps, and has neither StarDist nor Cellpose",
 )(rules.python_processing)
 rule("ilastik.grid", DEGRADES, TIKTORCH, fix="Choose min and step so that n is the same on all axes.",
      breaks="ilastik uses the smallest n for all axes, so its tiles shrink and overlap")(rules.uneven_grid)
 rule("ilastik.archive_ops", DEGRADES, TIKTORCH, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="ilastik's torch 2.7 may not load it")(rules.unportable)
 rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",), unless=("torchscript",),
-     breaks="ilastik installs no packages for a model, so its architecture cannot be imported",
+     breaks="ilastik cannot build the network, since it installs no packages for a model",
      fix="Add torchscript weights, or an architecture that needs nothing but torch and numpy.",
      asks="If there is only a state_dict: an architecture without further dependencies.",
 )(lambda model: rules.own_dependencies(model, _INSTALLED))
 
 
 @rule("ilastik.conversion", BLOCKS, TIKTORCH, versions="0.4",
-      breaks="ilastik converts older descriptions to format 0.5 before it loads them, and cannot convert this one",
+      breaks="ilastik cannot load the model, since it first converts it to format 0.5",
       fix="Write the description in format 0.5, with no halo on outputs of fixed size and no axes in scale_linear.")
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""

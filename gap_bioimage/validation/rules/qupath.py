@@ -13,17 +13,17 @@ consumer("qupath", "QuPath",
          "TensorFlow through Deep Java Library.", 8, reads=_READS)
 
 rule("qupath.weights_format", BLOCKS, _DJL, asks="Weights as torchscript, onnx or tensorflow_saved_model_bundle.",
-     breaks="QuPath runs only torchscript, onnx and TensorFlow saved models", fix=rules.ADD_TORCHSCRIPT,
+     breaks="QuPath has no engine for the model's weights", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
 rule("qupath.single_io", BLOCKS, _DJL, fix=rules.ONE_OF_EACH,
-     breaks="QuPath accepts one image and shows one")(rules.single_io)
+     breaks="QuPath cannot run the model, which gets one image and gives one")(rules.single_io)
 rule("qupath.custom_ops", BLOCKS, _DJL, fix=rules.INTO_GRAPH,
-     breaks="QuPath runs no Python code")(rules.python_processing)
-rule("qupath.axes", BLOCKS, _DJL, asks="Axes batch, channel, y, x only.", breaks="QuPath's images are 2D",
-     fix="Offer a 2D model for QuPath.",
+     breaks="QuPath cannot run the model: it runs no Python code")(rules.python_processing)
+rule("qupath.axes", BLOCKS, _DJL, asks="Axes batch, channel, y, x only.", fix="Offer a 2D model for QuPath.",
+     breaks="QuPath cannot run the model on its images, which are 2D",
 )(lambda model: first(f"{tensor.id!r} has axes {', '.join(tensor.axis_ids)} instead of batch, channel, y, x"
                       for tensor in model.tensors if sorted(tensor.axis_ids) != ["batch", "channel", "x", "y"]))
 rule("qupath.image_statistics", DEGRADES, _DJL, asks="Processing without statistics of the whole image.",
-     breaks="QuPath runs one tile at a time, so each tile is scaled separately",
+     breaks="QuPath's results change from tile to tile, since each is scaled separately",
      fix="Normalise with fixed numbers, or inside the network from each pixel's neighbourhood.",
 )(lambda model: first(f"processing uses {step['id']}" for step in model.steps if step.get("id") in _WHOLE_IMAGE))

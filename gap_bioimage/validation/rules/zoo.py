@@ -130,17 +130,18 @@ rule("zoo.id", STYLE, _UPLOAD, versions="0.5", asks="No id in an uploaded descri
      fix="Remove the id for the upload only; Fiji needs one in a zip that is passed from person to person.",
 )(lambda model: "id is given" if model.rdf.get("id") else None)
 rule("zoo.single_io", DEGRADES, rules.ZOO_TEST, asks="One input; several outputs are fine.", fix=rules.ONE_INPUT,
-     breaks="the zoo's deepImageJ check fails")(rules.single_input)
+     breaks="the zoo reports the model as failing in deepImageJ")(rules.single_input)
 rule("zoo.tolerance", DEGRADES, rules.ZOO_TEST,
      asks="A test that needs no tolerance beyond that of the zoo's deepImageJ check.",
-     breaks="the zoo's deepImageJ check allows 1.5e-4 + 1e-4 of the value on every pixel, whatever is stated",
+     breaks="the zoo reports the model as failing in deepImageJ, which allows 1.5e-4 + 1e-4 of the value",
      fix="Write test outputs that the weights reproduce more closely, computed on a CPU.",
 )(lambda model: rules.tolerates(model, "absolute_tolerance", 1.5e-4))
-rule("zoo.custom_ops", STYLE, _GUIDE, breaks="the zoo's reviewers read its code first",
+rule("zoo.custom_ops", STYLE, _GUIDE, breaks="publishing takes longer: the zoo's reviewers read the code first",
      fix="Move the step into the network's graph, or tell users what the model needs.")(rules.custom_processing)
 
 
-@rule("zoo.license", STYLE, _GUIDE, breaks="the zoo expects an SPDX identifier", fix="State e.g. license: CC-BY-4.0.")
+@rule("zoo.license", STYLE, _GUIDE, fix="State e.g. license: CC-BY-4.0.",
+      breaks="users cannot tell what they may do with the model")
 def license_id(model: Model) -> str | None:
     """A licence by its SPDX identifier."""
     from bioimageio.spec.utils import get_spdx_licenses
@@ -149,8 +150,8 @@ def license_id(model: Model) -> str | None:
     return None if written in [entry["licenseId"] for entry in known] else f"license is {written!r}"
 
 
-@rule("zoo.documentation", STYLE, _GUIDE, repair="readme", fix="Add a README.md with these headings.",
-      breaks="the zoo expects the sections Description, Intended Use, Validation and Citation")
+@rule("zoo.documentation", STYLE, _GUIDE, repair="readme", breaks="readers do not learn how far to trust the model",
+      fix="Add a README.md with the sections Description, Intended Use, Validation and Citation.")
 def documentation(model: Model) -> str | None:
     """A README with a heading about validation."""
     path = model.file_of(entry := model.rdf.get("documentation"))
@@ -200,7 +201,7 @@ rule("zoo.test_hashes", STYLE, _GUIDE, versions="0.5", repair="hashes", asks="Te
 
 
 @rule("zoo.sample_tensor", DEGRADES, rules.ZOO_TEST, repair="sample_tensors",
-      breaks="the zoo's deepImageJ check compares the wrong images", fix="Leave sample_tensor out.")
+      breaks="the zoo reports the model as failing in deepImageJ", fix="Leave sample_tensor out.")
 def sample_tensor(model: Model) -> str | None:
     """No sample_tensor that differs from its test_tensor."""
     for tensor in model.tensors:
@@ -212,7 +213,7 @@ def sample_tensor(model: Model) -> str | None:
 
 
 @rule("zoo.test_of_step", DEGRADES, rules.ZOO_TEST, fix="Crop the test input to a multiple of step.",
-      breaks="the zoo's deepImageJ check pads it and differs at the border")
+      breaks="the zoo reports the model as failing in deepImageJ, which pads it")
 def test_of_step(model: Model) -> str | None:
     """A test input whose sizes are multiples of step."""
     for tensor in model.inputs:
@@ -225,7 +226,7 @@ def test_of_step(model: Model) -> str | None:
     return None
 
 
-@rule("zoo.few_files", STYLE, _GUIDE, breaks="the zoo recommends 5 to 9 files, without subfolders",
+@rule("zoo.few_files", STYLE, _GUIDE, breaks="downloads are larger, and programs may miss files in subfolders",
       fix="Leave out files that the model does not need, and put the others at the top level.")
 def few_files(model: Model) -> str | None:
     """At most 20 files, none of them in a subfolder."""
@@ -237,10 +238,10 @@ def few_files(model: Model) -> str | None:
 
 
 rule("bioengine.weights_format", BLOCKS, _RUNTIME, asks="Weights other than tensorflow_js.", fix=rules.ADD_TORCHSCRIPT,
-     breaks="BioEngine runs only torchscript, onnx, pytorch_state_dict, Keras and TensorFlow",
+     breaks="BioEngine cannot run the model",
 )(lambda model: rules.lacks_weights(model, _READS))
 rule("bioengine.format_version", BLOCKS, _RUNTIME, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="BioEngine's bioimageio.spec 0.5.10.2 does not read it")(rules.format_version)
+     breaks="BioEngine cannot read the model with its bioimageio.spec 0.5.10.2")(rules.format_version)
 rule("bioengine.plain_strings", BLOCKS, _RUNTIME, repair="plain_strings", fix=rules.PLAIN_STRINGS,
      breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.plain_strings)
 rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
@@ -248,8 +249,8 @@ rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
      breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.identifiers)
 rule("bioengine.imports", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
      asks="Architecture code that imports only packages of BioEngine.",
-     breaks="BioEngine has torch, torchvision, timm, careamics, cellpose, stardist, TensorFlow, and tests all weights",
-     fix="Write the architecture with these, or replace the state_dict by torchscript weights.",
+     breaks="BioEngine cannot build the network, and its test of the model fails",
+     fix="Import only torch, torchvision, timm, careamics, cellpose, stardist and TensorFlow, or give torchscript alone.",
 )(lambda model: rules.foreign_imports(model, _BIOENGINE_INSTALLED))
 rule("bioengine.archive_ops", DEGRADES, _RUNTIME, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="BioEngine's torch 2.5.1 may not load it")(rules.unportable)
@@ -260,7 +261,7 @@ rule("bioengine.custom_ops", STYLE, _RUNTIME,
 
 
 @rule("bioengine.arguments", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
-      breaks="BioEngine passes only numbers, booleans, strings, and lists of them",
+      breaks="BioEngine cannot build the network",
       fix="Build other objects inside the architecture's code.")
 def arguments(model: Model) -> str | None:
     """Keyword arguments of the architecture that are plain values."""

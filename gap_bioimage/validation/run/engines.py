@@ -25,7 +25,7 @@ _PROBE_S = 120
 
 OLDER_ENGINE = registry.declare(
     "fiji.older_engine", "run", Severity.BLOCKS, asks="The same results in the older engines given with --engine.",
-    breaks="Fiji's engine is older than the torch of most models",
+    breaks="Fiji, whose engine is as old, gives other results, or none",
     fix="Replace operators that the older engine lacks, e.g. F.interpolate, and save the TorchScript again.", order=2,
 )  # fmt: skip
 OTHER_VERSIONS = registry.declare(

@@ -198,8 +198,8 @@ def evidence_of(runner: Runner, got: Arrays, expected: Arrays, title: str) -> tu
     )  # fmt: skip
 
 
-@run_check("zoo.deepimagej", Severity.DEGRADES, breaks="the zoo's deepImageJ check fails", fix=_EXPORT_AGAIN,
-           weights=("torchscript",))  # fmt: skip
+@run_check("zoo.deepimagej", Severity.DEGRADES, fix=_EXPORT_AGAIN, weights=("torchscript",),
+           breaks="the zoo reports the model as failing in deepImageJ")  # fmt: skip
 def every_pixel(runner: Runner) -> Outcome:
     """Every pixel of the test output is within the tolerance of the zoo's deepImageJ check."""
     pairs = runner.test_outputs.items()
