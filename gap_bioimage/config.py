@@ -32,8 +32,8 @@ def error_sentence(model: type[BaseModel], error: Any) -> str:
     name = ".".join(location) or "config"
     if error["type"] != "extra_forbidden":
         given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
-        message = "Input should be a list, [a, b]" if error["type"] == "tuple_type" else error["msg"]
-        return f"{name}: {message.removeprefix('Value error, ')}{given}"
+        message = {"missing": "is missing", "tuple_type": "expected a list, [a, b]"}.get(error["type"], error["msg"])
+        return f"{name}: {message.removeprefix('Value error, ').replace('Input should be', 'expected')}{given}"
     owner: Any = model
     for part in error["loc"][:-1]:
         if isinstance(part, str):

@@ -101,7 +101,7 @@ def test_overrides_go_over_the_file_and_the_last_wins(tmp_path: Path, text: str)
         ("steps=5", "unknown key 'steps'"),
         ("train.patch_px=[64", "train.patch_px"),
         ("train.patch_px=@", "train.patch_px"),
-        ("train.patch_px=64", "train.patch_px: Input should be a list"),
+        ("train.patch_px=64", "train.patch_px: expected a list"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(override: str, told: str) -> None:

@@ -31,7 +31,7 @@ def refused(folder: Path, content: object) -> str:
 
 def test_all_missing_and_all_wrong_fields_are_listed_at_once(tmp_path: Path) -> None:
     text = refused(tmp_path, "")
-    missing = [f"{field}: Field required" for field in GOOD]
+    missing = [f"{field}: is missing" for field in GOOD]
     assert [part for part in (*missing, "--init-card", "card.yaml") if part not in text] == []
     wrong = {
         "nam": "x", "name": "four", "description": "d" * 1025, "maintainers": [{"name": "Ada"}], "version": "one",

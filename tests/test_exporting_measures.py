@@ -80,7 +80,7 @@ def sampler_to(brightest: float, **more: Any) -> Any:
 def test_room_is_what_the_trained_range_leaves_and_little_is_warned_about(brightest: float, room: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = measures.check_headroom(np.full((1, 80, 80), 3), sampler_to(brightest))
+        found = measures.example_headroom_db(np.full((1, 80, 80), 3), sampler_to(brightest))
     assert found == pytest.approx(room, abs=0.01)
     assert len(caught) == (room < 6)
 

@@ -175,3 +175,10 @@ def test_the_list_of_checks_is_up_to_date_and_tells_each_in_one_row() -> None:
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == list(consumers())
     row = next(row for row in rows if row.startswith("| `fiji.id`"))
     assert "(blocks.)" in row and "Repaired." in row and definition("fiji.id").source in row
+
+
+def test_models_that_cannot_be_read_are_on_the_page_and_backticks_are_code() -> None:
+    report = Report("m.zip", (Check("zoo.id", "zoo", "warning", "<b>", "Run `gap-bioimage repair`."),))
+    page = render_html([report], ["bad.zip <i> is not a zip"])
+    assert "bad.zip &lt;i&gt; is not a zip" in page and "&lt;b&gt;" in page
+    assert "<code>gap-bioimage repair</code>" in page and "`" not in page

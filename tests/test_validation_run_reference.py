@@ -145,6 +145,9 @@ def test_an_engine_that_takes_long_or_does_not_come_back_is_told(
 ) -> None:
     outcome = in_engine(tmp_path, script(tmp_path, sleep=30), seconds=2)
     assert outcome.status == "failed" and "torch 2.0.1: did not finish within 2 s" in outcome.message
+    assert outcome.fix == engines._COMPILES
+    outcome = in_engine(tmp_path, script(tmp_path, json.dumps({"error": "did not find the operator"})))
+    assert outcome.status == "failed" and outcome.fix == ""  # by default that of the check
     ask, slow = engines._ask, {"took": [2.0, 704.0, 2.5]}
     monkeypatch.setattr(engines, "_ask", lambda *words, **options: ask(*words, **options) | slow)
     outcome = in_engine(tmp_path, sys.executable)

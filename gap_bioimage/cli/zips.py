@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,15 +47,15 @@ class Pages:
     html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
-    def write(self, reports: list[Report]) -> None:
-        """Print and write the reports as the options say."""
+    def write(self, reports: list[Report], unread: list[str]) -> None:
+        """Print and write the reports as the options say; pages also name the models that could not be read."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
         for path in (Path("-") if self.form == Format.JSON else None, self.json_out):
             write_json(path, [report.to_dict() for report in reports])
         renderers = {
-            Format.HTML: html.render_html, Format.JUNIT: terminal.render_junit, Format.SARIF: ci.render_sarif,
-            Format.GITHUB: ci.render_github,
+            Format.HTML: partial(html.render_html, unread=unread), Format.JUNIT: terminal.render_junit,
+            Format.SARIF: ci.render_sarif, Format.GITHUB: ci.render_github,
         }  # fmt: skip
         for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT)):
             if page is not None:
@@ -137,9 +138,9 @@ def validate(
     options |= {"pictures": pages.html is not None or pages.form == Format.HTML}
     folders = _keep_folders(zips, keep)
     silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
-    reports = list(_reports(folders, running, checks, silent, options))
-    if reports:
-        pages.write(reports)
+    results = list(_reports(folders, running, checks, silent, options))
+    if reports := [result for result in results if not isinstance(result, str)]:
+        pages.write(reports, [result for result in results if isinstance(result, str)])
     if code := _exit_code(reports, len(folders)):
         raise typer.Exit(code)
 
@@ -168,8 +169,8 @@ def configured() -> dict[str, Any]:
 
 def _reports(
     folders: dict[Path, Path | None], running: Running, checks: Checks, silent: bool, options: dict[str, Any]
-) -> Iterator[Report]:
-    """Yield the report of each model; for an unreadable one, print the error and continue with the others."""
+) -> Iterator[Report | str]:
+    """Yield the report of each model; of an unreadable one, print and yield the error."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
     from gap_bioimage.validation.report import validate as validate_model
     from gap_bioimage.validation.reports.terminal import print_report
@@ -184,6 +185,7 @@ def _reports(
                 report = report.selected(_names(checks.select), _names(checks.ignore))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
+                yield str(error)
                 continue
             if not silent:
                 print_report(report)

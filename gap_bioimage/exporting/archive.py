@@ -153,7 +153,7 @@ def _measured(
     correlated = detector is not None and detector.correlation >= CORRELATED
     scores, samples, headroom = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
     if sampler is not None:
-        headroom = measures.check_headroom(product.intake.counts(example), sampler)
+        headroom = measures.example_headroom_db(product.intake.counts(example), sampler)
         arguments = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
         # scored on counts, which need no intake
         samples = measures.score_samples(weights.sampler_of(product.model, arguments), denoiser, counts)

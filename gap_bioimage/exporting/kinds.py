@@ -81,7 +81,7 @@ class Operation:
                 return getattr(module, self.callable)(**self.kwargs)
             except Exception as error:  # a third-party file may raise anything
                 raise ExportError(
-                    f"the postprocessing {self} cannot be created: {_in_words(error)}; give its arguments with "
+                    f"the postprocessing {self} cannot be created: {_named(error)}; give its arguments with "
                     "postprocessing_kwargs; it may import installed packages, but no files next to it"
                 ) from error
 
@@ -92,7 +92,7 @@ class Operation:
             result, repeated = operation(array.copy()), operation(array.copy())
         except Exception as error:  # a third-party function may raise anything
             argument = f"an array of shape {array.shape}, {array.dtype}"
-            raise ExportError(f"the postprocessing {self} raised {_in_words(error)} for {argument}") from error
+            raise ExportError(f"the postprocessing {self} raised {_named(error)} for {argument}") from error
         if not isinstance(result, np.ndarray) or result.shape != array.shape or result.dtype.name not in _DTYPES:
             returned = f"a {type(result).__name__} of {getattr(result, 'dtype', 'no dtype')}, shape {np.shape(result)}"
             problem = f"{returned}; expected an array of shape {array.shape} and one of {', '.join(_DTYPES)}"
@@ -105,7 +105,7 @@ class Operation:
         raise ExportError(f"the postprocessing {self} returned {problem}")
 
 
-def _in_words(error: Exception) -> str:
+def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

@@ -147,7 +147,7 @@ def headroom_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
 
 
-def check_headroom(example: np.ndarray, sampler: PosteriorSampler) -> float:
+def example_headroom_db(example: np.ndarray, sampler: PosteriorSampler) -> float:
     """Return `headroom_db` of the example, and warn if it is low."""
     headroom = headroom_db(example, sampler)
     if headroom < WARN_HEADROOM_DB:

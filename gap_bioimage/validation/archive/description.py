@@ -229,6 +229,11 @@ _WORDS = [
     (r"Input tag '(.*?)' found using '(\w+)' does not match any of the expected tags: ([^.]*)",
      r"its \2 is '\1', but should be one of \3"),
     (r"'(?:str|list)' object has no attribute 'get'", "training_data: should be a mapping, such as {id: NAME}"),
+    (r"Invalid version", "is <value>, but should be a version, such as 2.1.0"),
+    (r"not a string or datetime", "is <value>, but should be a time, such as 2024-01-31T12:00:00Z"),
+    (r"is not a valid \(Python\) identifier", "is <value>, but should be a name of letters, digits and underscores"),
+    (r"match pattern '\^10", "is <value>, but should be a DOI, such as 10.1000/182"),
+    (r"list index out of range", "a list of kwargs or sizes is shorter than the axes that it describes"),
     (r"_has_no_slash", "is <value>, but should contain no slash"),
     (r"^union_tag_not_found:.*'(\w+)'", r"its \1 is missing"),
     (r"^sequence_str:", "is <value>, but should be a list"),
@@ -255,6 +260,7 @@ _WORDS = [
 ]  # fmt: skip
 _NOISE = re.compile(
     r"^(Value|Assertion) error, |(For further information visit|, see) https?://\S+( for details)?|\[type=.*?\](?=\s|$)"
+    r"|, unable to parse string as an? \w+|, got a number with a fractional part"
     r"| \(with or without (padding|cropping) \w+ halo\)| or object to extract fields from| after validation"
 )
 _OTHER_KIND = re.compile(r".*_(type|parsing)|literal_error|url_scheme|path_not_file|is_instance_of|sequence_str")
@@ -296,7 +302,10 @@ def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = re.sub(r"source=RelativePath\(('[^']*')\)( sha256=\S+?(?=\.?$|\s))?", r"\1", text)
     text = re.sub(r"\{(\d+(?:, \d+)?)\}", lambda sizes: sizes[1].replace(", ", " or "), text)  # with and without halo
     text = _NOISE.sub("", text).strip().replace("valid dictionary", "mapping")
-    text = text.replace("an instance of Sequence", "a valid list") or "does not conform to the format"
+    text = (
+        text.replace("an instance of Sequence", "a valid list").replace("valid tuple", "valid list")
+        or "does not conform to the format"
+    )
     text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]

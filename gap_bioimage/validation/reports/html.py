@@ -1,5 +1,6 @@
 """Reports as one web page for people who make, choose or use models."""
 
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -19,14 +20,15 @@ _TODO = {
 }  # fmt: skip
 
 
-def render_html(reports: Sequence[Report]) -> str:
-    """Return one page that explains the reports; it loads and runs nothing, and texts from models are escaped."""
+def render_html(reports: Sequence[Report], unread: Sequence[str] = ()) -> str:
+    """Return one page that explains the reports and what was ``unread``; it loads nothing, and escapes all texts."""
     judged = {entry.consumer for report in reports for entry in report.verdicts}
-    return render(
+    page = render(
         "report.html.j2", pages=[_page(report, f"model-{number}") for number, report in enumerate(reports, 1)],
         columns=[name for name in programs() if name in judged], consumers=consumers(), parts=PARTS, points=POINTS,
-        highest=HIGHEST, labels=_LABELS, version=__version__, registry=registry(),
+        highest=HIGHEST, labels=_LABELS, unread=unread, version=__version__, registry=registry(),
     )  # fmt: skip
+    return re.sub("`([^`<>\n]+)`", r"<code>\1</code>", page)
 
 
 def _page(report: Report, anchor: str) -> dict[str, Any]:

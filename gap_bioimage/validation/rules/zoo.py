@@ -250,7 +250,7 @@ rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
 rule("bioengine.imports", BLOCKS, _RUNTIME, weights=("pytorch_state_dict",),
      asks="Architecture code that imports only packages of BioEngine.",
      breaks="BioEngine cannot build the network, and its test of the model fails",
-     fix="Import only torch, torchvision, timm, careamics, cellpose, stardist and TensorFlow, or give torchscript alone.",
+     fix="Import only torch, torchvision, timm, careamics, cellpose, stardist, TensorFlow, or give only torchscript.",
 )(lambda model: rules.foreign_imports(model, _BIOENGINE_INSTALLED))
 rule("bioengine.archive_ops", DEGRADES, _RUNTIME, weights=("torchscript",), fix=rules.OLDER_OPERATORS,
      breaks="BioEngine's torch 2.5.1 may not load it")(rules.unportable)

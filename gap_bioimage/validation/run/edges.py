@@ -91,7 +91,7 @@ def tiled(runner: Runner) -> Outcome:
         tried = min(len(profile.squares) for profile, *_ in cuts.values())
         fix = f"{_STATISTICS}, enlarge min and halo, or train longer."
         return Outcome("failed", f"{text}; no halo up to {tried} px suffices{undeclared}", fix, evidence)
-    halo, minimum = map(_in_words, sufficient)
+    halo, minimum = map(_px_text, sufficient)
     fix = f"Declare a halo of {halo} on the outputs' axes, and a min of {minimum}."
     return Outcome("failed", f"{text}; a halo of {halo} suffices{undeclared}", fix, evidence)
 
@@ -118,7 +118,7 @@ def _sufficient(cuts: Cuts) -> tuple[dict[str, int], dict[str, int]] | None:
     return halos, minimum
 
 
-def _in_words(pixels: Mapping[str, int]) -> str:
+def _px_text(pixels: Mapping[str, int]) -> str:
     if len({*pixels.values()}) == 1:
         return f"{next(iter(pixels.values()))} px"
     return f"{', '.join(f'{axis} {n}' for axis, n in pixels.items())} px"

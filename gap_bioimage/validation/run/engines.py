@@ -83,7 +83,7 @@ def _one_engine(runner: Runner, python: str, name: str, expected: Arrays, second
         torch.save([torch.tensor(array, dtype=torch.float32) for array in inputs], Path(folder, "inputs.pt"))
         answer = _ask(python, "run", str(runner.file), folder, str(_REPEATS), timeout=seconds)
         if error := answer.get("error"):
-            return Outcome("failed", one_sentence(error, 240), _COMPILES if "did not" in error else "")
+            return Outcome("failed", one_sentence(error, 240), _COMPILES if "timed_out" in answer else "")
         got = [tensor.numpy() for tensor in torch.load(Path(folder, "outputs.pt"), weights_only=True)]
     pairs = list(zip(expected.items(), got, strict=False))  # an engine may return more outputs than are described
     worst = max(mismatched_ppm(made, array, *ZOO_DEEPIMAGEJ) for (_, array), made in pairs)
@@ -128,7 +128,7 @@ def _ask(python: str, *arguments: str, timeout: float) -> dict[str, Any]:
             command, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"did not finish within {timeout:g} s"}
+        return {"error": f"did not finish within {timeout:g} s", "timed_out": True}
     output, errors = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
     with contextlib.suppress(ValueError, IndexError):
         if isinstance(answer := json.loads(output[-1]), dict):
