@@ -241,6 +241,11 @@ def read_camera(path: Path | str) -> Detector:
     return Detector(camera, PixelMaps(*maps))
 
 
+def maps_beside(path: Path | str) -> str:
+    """Return the name of the maps of a camera's YAML file."""
+    return f"{Path(path).stem}_maps.tif"
+
+
 def write_camera(path: Path | str, detector: Detector) -> None:
     """Write ``camera.yaml``, and its maps as ``camera_maps.tif`` next to it.
 
@@ -253,7 +258,7 @@ def write_camera(path: Path | str, detector: Detector) -> None:
 
     path, camera = Path(path), detector.camera
     if detector.maps is not None:
-        camera = camera.model_copy(update={"maps": f"{path.stem}_maps.tif"})
+        camera = camera.model_copy(update={"maps": maps_beside(path)})
         maps = np.stack([detector.maps.offset, detector.maps.read_noise]).astype(np.float32)
         names = ["offset (ADU)", "read noise (electrons)"]
         write_image(path.with_name(str(camera.maps)), xr.DataArray(maps, dims=list("cyx"), coords={"c": names}))

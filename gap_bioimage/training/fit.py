@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich import progress as bars
 
-from gap_bioimage.camera.camera import Detector, check_camera_image
+from gap_bioimage.camera.camera import Detector, check_camera_image, maps_beside
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.io import as_images
@@ -31,6 +31,7 @@ from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
+log = logging.getLogger(__name__)
 _VALIDATION_RANK = 1_000_000  # gives validation other random numbers than any training device
 _REFRESH_S = 0.5
 
@@ -95,6 +96,8 @@ def train(
     """
     run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
+    if resume and not resumed:
+        log.info("%s holds no run to resume yet: a new one starts", out)
     config = _merge(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, config) if resumed else config
     images = as_images(images, dims)
@@ -166,7 +169,9 @@ def _with_images(config: RunConfig, stacks: list[Stack], start: Model | None, de
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; leave out the camera for one-bit frames")
-        config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
+        # named in config.yaml, so that other runs with its settings are not trained without them
+        maps = None if detector.maps is None else maps_beside(CAMERA_FILE)
+        config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": maps})})
     if config.thinning.ceiling is not None:
         check_ceiling(map(run_folder.loaded_part, stacks), config.thinning.ceiling)
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
