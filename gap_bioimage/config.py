@@ -107,7 +107,7 @@ class NetworkConfig(Config):
 class ThinningConfig(Config):
     """How photons are split into input and target, and how bright inputs are."""
 
-    min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
+    min_db: float = Field(-40.0, ge=-100, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; default: that of the training images")
     max_fraction: float = Field(0.8, gt=0, lt=1, description="largest fraction of the photons in the input")
     read_noise: bool = Field(

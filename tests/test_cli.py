@@ -127,6 +127,20 @@ def test_a_camera_is_replaced_by_none(run: Any, counts: Path, tmp_path: Path) ->
     assert RunConfig.read(tmp_path / "run" / "config.yaml").camera is None
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("train", "c.tif", "--out", ""), ("denoise", "", "c.tif", "o.tif"), ("simulate", "o.tif", "--shape", ""),
+     ("denoise", "nuclei", "c.tif", "o.tif", "--camera", "no")],
+)  # fmt: skip
+def test_empty_and_missing_paths_are_refused(
+    run: Any, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [counts if word == "c.tif" else word for word in command]
+    assert ("--camera none" if "--camera" in command else "empty") in one_sentence(run(*names))
+    assert not {path.name for path in tmp_path.iterdir()} & {"config.yaml", "o.tif"}
+
+
 def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: Path) -> None:
     result = run("train", counts, "--dim", 2, "--out", tmp_path / "run", "--seed", 7, "--device", "cpu", *FAST)
     assert result.code == 0, result.err

@@ -223,6 +223,8 @@ def read_camera(path: Path | str) -> Detector:
     from gap_bioimage.io import read_photons
 
     path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no camera file {path}; give the yaml from calibrate, or camera=None for counts")
     try:
         camera = Camera.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -241,11 +243,6 @@ def read_camera(path: Path | str) -> Detector:
     return Detector(camera, PixelMaps(*maps))
 
 
-def maps_beside(path: Path | str) -> str:
-    """Return the name of the maps of a camera's YAML file."""
-    return f"{Path(path).stem}_maps.tif"
-
-
 def write_camera(path: Path | str, detector: Detector) -> None:
     """Write ``camera.yaml``, and its maps as ``camera_maps.tif`` next to it.
 
@@ -258,7 +255,7 @@ def write_camera(path: Path | str, detector: Detector) -> None:
 
     path, camera = Path(path), detector.camera
     if detector.maps is not None:
-        camera = camera.model_copy(update={"maps": maps_beside(path)})
+        camera = camera.model_copy(update={"maps": f"{path.stem}_maps.tif"})
         maps = np.stack([detector.maps.offset, detector.maps.read_noise]).astype(np.float32)
         names = ["offset (ADU)", "read noise (electrons)"]
         write_image(path.with_name(str(camera.maps)), xr.DataArray(maps, dims=list("cyx"), coords={"c": names}))

@@ -20,11 +20,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from rich import progress as bars
 
-from gap_bioimage.camera.camera import Detector, check_camera_image, maps_beside
+from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.io import as_images
-from gap_bioimage.model import CAMERA_FILE, Model, load_model
+from gap_bioimage.model import CAMERA_FILE, CAMERA_MAPS, Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
@@ -128,13 +128,9 @@ def _merge(config: RunConfig | TrainConfig | None, sections: dict[str, Any], tra
     values: dict[str, Any] = {}
     shorthands = {name: value for name, value in train.items() if value is not None}
     for name, section in [*whole.items(), *sections.items(), ("train", shorthands)]:
-        if section in (None, {}):
-            continue
-        if name in values:
-            pair = (RunConfig.from_dict({name: value}) for value in (values[name], section))
-            first, second = (config.model_dump(exclude_unset=True)[name] for config in pair)
-            section = {**first, **second}
-        values[name] = section
+        if section not in (None, {}):
+            given = RunConfig.from_dict({name: section}).model_dump(exclude_unset=True)[name]
+            values[name] = {**values.get(name, {}), **given}
     return RunConfig.from_dict(values)
 
 
@@ -170,7 +166,7 @@ def _with_images(config: RunConfig, stacks: list[Stack], start: Model | None, de
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; leave out the camera for one-bit frames")
         # named in config.yaml, so that other runs with its settings are not trained without them
-        maps = None if detector.maps is None else maps_beside(CAMERA_FILE)
+        maps = detector.maps and CAMERA_MAPS
         config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": maps})})
     if config.thinning.ceiling is not None:
         check_ceiling(map(run_folder.loaded_part, stacks), config.thinning.ceiling)
