@@ -77,10 +77,10 @@ class NetworkConfig(Config):
     anchor_version: Literal[1, 2, 3, 4] = Field(
         4, description="1: filters weighted by errors; 2: by a local fit; 3: in volumes along edges; 4: bounded changes"
     )
-    levels: PositiveInt = Field(10, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
+    levels: PositiveInt = Field(10, le=100, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original has none")
     depth: int = Field(5, ge=1, le=8, description="resolution levels of the U-Net")
-    start_filts: PositiveInt = Field(32, description="filters of the first level, doubled at each further level")
+    start_filts: PositiveInt = Field(32, le=1024, description="filters of the first level, doubled at each further one")
     up_mode: Literal["transpose", "upsample"] = "transpose"
     merge_mode: Literal["add", "concat"] = "add"
     z_conv_stage: PositiveInt | None = Field(None, description="3D only: levels that convolve along z; default: all")
@@ -95,7 +95,7 @@ class NetworkConfig(Config):
         if "anchor" not in values:
             return {**values, "anchor": False} if "levels" in values or "log1p" in values else values
         # complete sections, recognised by their levels, lack the version if they are older than version 2
-        return {"anchor_version": 1, **values} if "levels" in values else values
+        return {"anchor_version": 1, **values} if "levels" in values and values["anchor"] else values
 
     @model_validator(mode="after")
     def _z_stage_needs_z(self) -> Self:
@@ -107,7 +107,7 @@ class NetworkConfig(Config):
 class ThinningConfig(Config):
     """How photons are split into input and target, and how bright inputs are."""
 
-    min_db: float = Field(-40.0, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
+    min_db: float = Field(-40.0, ge=-100, description="darkest input, pseudo-PSNR in dB (10 log10 photons per pixel)")
     max_db: float | None = Field(None, description="brightest input in dB; default: that of the training images")
     max_fraction: float = Field(0.8, gt=0, lt=1, description="largest fraction of the photons in the input")
     read_noise: bool = Field(
@@ -128,11 +128,11 @@ class ThinningConfig(Config):
 class TrainConfig(Config):
     """Training length, optimiser, windows and validation."""
 
-    steps: PositiveInt = Field(20_000, description="steps; default: a few minutes on a CPU, 10 000 on accelerators")
+    steps: PositiveInt = Field(20_000, le=10**8, description="default: a few minutes on a CPU, 10 000 on accelerators")
     patience: PositiveInt | None = Field(
         None, description="validations of the second half without improvement after which training ends"
     )
-    batch_size: PositiveInt = Field(16, description="windows per step and device; default: chosen by their size")
+    batch_size: PositiveInt = Field(16, le=4096, description="windows per step and device; default: by their size")
     patch_px: tuple[PositiveInt, ...] | None = Field(None, description="window ([z,] y, x); default: by the machine")
     min_photons: NonNegativeInt = Field(50, description="windows with fewer photons are redrawn: less background")
     optimizer: Literal["adam", "muon"] = Field("adam", description="default: muon for anchored networks")
@@ -152,7 +152,7 @@ class TrainConfig(Config):
     channels_last: bool = True
     validate_every: PositiveInt = Field(500, description="steps between validations; default: a twentieth of all steps")
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="held-out share of images, or of their longest axis")
-    validation_windows: PositiveInt = 32
+    validation_windows: PositiveInt = Field(32, le=100_000)
     purpose: Literal["denoise", "sample", "generate"] | None = Field(
         None, description="use of the model, which sets the range of brightness; default: all uses"
     )
@@ -198,7 +198,7 @@ class SamplingConfig(Config):
         description="sqrt: equal steps in 1/sqrt(photons), with the variance lost to frozen rates restored; "
         "geometric: that of the paper, each step adds beta times the photons",
     )
-    steps: PositiveInt = Field(10, description="network evaluations per sample of the sqrt schedule")
+    steps: PositiveInt = Field(10, le=10_000, description="network evaluations per sample of the sqrt schedule")
     beta: PositiveFloat = Field(0.1, description="growth per step of the geometric schedule")
     stop_db: float | None = Field(None, description="dB to stop at, in the trained range; default: 20 above the image")
 
@@ -245,7 +245,10 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """Return the settings as yaml."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        values = self.model_dump(mode="json")
+        if "dim" not in self.network.model_fields_set:  # other settings, such as patch_px, may decide it
+            del values["network"]["dim"]
+        return yaml.safe_dump(values, sort_keys=False)
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def read_weights(source: Path | io.BytesIO, name: str) -> dict[Any, Any]:
         _, names, rest = str(error).partition("GLOBAL ")
         unsafe = rest.split(" ")[0].rstrip(".")
         reason = f", but it names {unsafe}, which may run code: save the network's state_dict() alone" if names else ""
-        expected = "; expected a run folder, a checkpoint or a model zip (the model comes first, then the image)"
+        expected = "; expected a run folder, a checkpoint or a model zip as the model"
         raise CheckpointError(f"{name} is not a checkpoint that can be read safely{reason or expected}") from None
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile):
         problem = f"{name} is not a checkpoint, or is incomplete"

@@ -19,8 +19,8 @@ from gap_bioimage.network import UNet
 
 CHECKPOINT_KEY = "gap_bioimage"
 """Section of gap-bioimage checkpoints that describes the model."""
-CAMERA_FILE = "camera.yaml"
-"""The camera in a run folder, next to its maps."""
+CAMERA_FILE, CAMERA_MAPS = "camera.yaml", "camera_maps.tif"
+"""The camera in a run folder, and the maps that ``write_camera`` writes next to it."""
 CameraLike = Detector | Camera | str | Path | None
 """A camera, its yaml file, "model" for the camera of the model's training, or None if images are counts."""
 _MODULE_ARGUMENTS = "box_px rounded background ceiling shift n_samples n_steps seed gain brightest window_px".split()

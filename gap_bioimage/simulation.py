@@ -18,6 +18,7 @@ DEFAULT_SHAPE = {2: (256, 256), 3: (24, 128, 128)}
 _NUCLEUS_UM = 2.2  # mean radius
 _PSF_UM = np.array([0.25, 0.1, 0.1])  # (z, y, x); the axial blur is 2.5 times the lateral one
 _BACKGROUND = 0.02  # of the peak
+_MOST_PIXELS = 1 << 30  # drawing cells takes time that grows with the square of the area
 _MOST_PHOTONS = 1e7  # average per pixel, so that the brightest pixels fit into 32 bits
 
 
@@ -70,8 +71,9 @@ def simulate_truth(
         raise ConfigError(f"dim is {dim}, expected 2 or 3")
     dims = ("z", "y", "x")[-dim:]
     pixels = tuple(int(n) for n in (DEFAULT_SHAPE[dim] if shape is None else shape))
-    if len(pixels) != dim or min(pixels) < 1:
-        raise ConfigError(f"shape {pixels} does not fit dim {dim}, expected {dim} positive sizes ({', '.join(dims)})")
+    if len(pixels) != dim or min(pixels) < 1 or math.prod(pixels) > _MOST_PIXELS:
+        expected = f"expected {dim} positive sizes ({', '.join(dims)}) with at most {_MOST_PIXELS:.2g} pixels in all"
+        raise ConfigError(f"shape {pixels} does not fit dim {dim}, {expected}")
     if scene not in _SCENES:
         raise ConfigError(f"scene is {scene!r}, expected {' or '.join(map(repr, _SCENES))}")
     step = np.array([PIXEL_UM[d] for d in dims])

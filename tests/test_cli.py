@@ -16,6 +16,7 @@ from zips import make_zip
 
 from gap_bioimage.cli import app
 from gap_bioimage.cli.console import with_flags
+from gap_bioimage.config import RunConfig
 from gap_bioimage.model import load_model
 
 FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
@@ -114,6 +115,30 @@ def test_a_run_is_not_trained_over(run: Any, trained_2d: Trained, counts: Path) 
     assert "already holds a training run" in message
     assert "--resume" in message
     assert snapshot(trained_2d.run) == before
+
+
+def test_a_camera_is_replaced_by_none(run: Any, counts: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("camera: {gain: 2.0, offset: 100.0}\n")
+    result = run(
+        "train", counts, "--config", settings, "--camera", "none", "--out", tmp_path / "run", "--resume", *FAST
+    )
+    assert result.code == 0 and "no run to resume" in result.err
+    assert RunConfig.read(tmp_path / "run" / "config.yaml").camera is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("train", "c.tif", "--out", ""), ("denoise", "", "c.tif", "o.tif"), ("simulate", "o.tif", "--shape", ""),
+     ("denoise", "nuclei", "c.tif", "o.tif", "--camera", "no")],
+)  # fmt: skip
+def test_empty_and_missing_paths_are_refused(
+    run: Any, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [counts if word == "c.tif" else word for word in command]
+    assert ("--camera none" if "--camera" in command else "empty") in one_sentence(run(*names))
+    assert not {path.name for path in tmp_path.iterdir()} & {"config.yaml", "o.tif"}
 
 
 def test_the_seed_and_settings_reach_the_run(run: Any, counts: Path, tmp_path: Path) -> None:

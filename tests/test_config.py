@@ -2,10 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from gap_bioimage.config import RunConfig, ThinningConfig, TrainConfig, read_yaml
+from gap_bioimage.config import NetworkConfig, RunConfig, ThinningConfig, TrainConfig, read_yaml
 from gap_bioimage.errors import ConfigError
 
 FULL: dict[str, Any] = {
@@ -146,3 +147,28 @@ def test_impossible_values_are_refused_in_one_line(values: dict[str, Any]) -> No
     section, settings_ = list(values.items())[-1]
     for make in (lambda: RunConfig.from_dict(values), lambda: RunConfig(**values)):
         refused(make, list(settings_)[-1] if settings_ else section)
+
+
+def test_settings_written_and_read_again_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    choices: dict[str, list[Any]] = {
+        "dim": [2, 3], "channels": [1, 3], "anchor": [True, False], "anchor_version": [1, 2, 3, 4], "levels": [3, 10],
+        "log1p": [True, False], "depth": [1, 5], "stem": [1, 4], "z_conv_stage": [None, 2],
+    }  # fmt: skip
+    for _ in range(400):
+        values = {name: rng.choice(np.array(of, object)) for name, of in choices.items() if rng.random() < 0.4}
+        if values.get("dim") == 2:
+            values.pop("z_conv_stage", None)
+        train = TrainConfig(patch_px=[(8, 16, 16), (16, 16)][rng.integers(2)]) if "dim" not in values else TrainConfig()
+        config = RunConfig(network=NetworkConfig(**values), train=train)
+        assert NetworkConfig(**config.network.model_dump(exclude_unset=True)) == config.network, values
+        assert RunConfig.from_dict(yaml.safe_load(config.to_yaml())) == config, values
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.batch_size=5000000", "train.steps=1000000000000", "train.validation_windows=10000000",
+     "network.start_filts=1000000", "network.levels=100000"],
+)  # fmt: skip
+def test_sizes_with_which_training_would_never_end_are_refused(override: str) -> None:
+    refused(lambda: RunConfig.read(None, [override]), *override.split("="))

@@ -49,7 +49,7 @@ def test_counts_are_poisson_draws_of_the_truth():
     assert z.var() == pytest.approx(1, abs=0.03)
 
 
-IMPOSSIBLE = [{"dim": 4}, {"shape": (3, 4, 5)}, {"shape": (0, 4)}, {"scene": "dogs"}]
+IMPOSSIBLE = [{"dim": 4}, {"shape": (3, 4, 5)}, {"shape": (0, 4)}, {"shape": (10**6, 10**6)}, {"scene": "dogs"}]
 IMPOSSIBLE += [{"photons": photons} for photons in (0.0, np.nan, 1e12)]
 
 

@@ -13,7 +13,7 @@ from gap_bioimage.cli.console import print_table, say, write_json
 from gap_bioimage.cli.options import Camera, Json, ModelPath, Quiet, Seed, Selection, camera_option
 
 _DEMO = "Folder to write to, without an earlier demo."
-_CAMERA = "Camera file from calibrate, for images that are not photon counts."
+_CAMERA = "Camera file from calibrate, or none for photon counts; by default that of the settings, if any."
 _INIT = "Start from the weights of this run, checkpoint (ours or the original GAP's) or zip."
 _KIND = "denoise, sample (posterior samples in the graph) or sample-hook (in a Python file; bioimageio.core >= 0.10.3)."
 _OPERATION = "Your own Python function for the output; bioimageio.core only."
@@ -39,7 +39,7 @@ class Training:
     seed: Annotated[int | None, Option(min=0, help="Same as --set train.seed.")] = None
     purpose: Annotated[str | None, Option("--for", help="Range of brightness for: denoise, sample or generate.")] = None
     size: Annotated[str | None, Option(help="Network: small (fast on laptops and in Fiji), base or large.")] = None
-    camera: Annotated[Path | None, Option(metavar="YAML", help=_CAMERA)] = None
+    camera: Annotated[str | None, Option(metavar="YAML", help=_CAMERA)] = None
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
@@ -55,9 +55,10 @@ class Training:
         """Return the arguments of the library other than the settings."""
         if self.devices != "auto" and not self.devices.isdecimal():
             raise typer.BadParameter(f"--devices is {self.devices!r}, expected a number or auto")
-        names = ("camera", "separate_channels", "init", "resume", "device", "num_nodes", "strategy")
+        names = ("separate_channels", "init", "resume", "device", "num_nodes", "strategy")
         devices = "auto" if self.devices == "auto" else int(self.devices)
-        return {**{name: getattr(self, name) for name in names}, "devices": devices}
+        camera = None if self.camera is None else camera_option(self.camera)
+        return {**{name: getattr(self, name) for name in names}, "devices": devices, "camera": camera}
 
 
 def train(
@@ -78,15 +79,17 @@ def train(
     shorthands: dict[str, Any] = {"network.dim": training.dim, "train.seed": training.seed}
     shorthands |= {"thinning.ceiling": training.sum_frames, "train.purpose": training.purpose}
     shorthands |= {"train.size": training.size, "train.repeats": training.repeats}
+    arguments = training.options()
+    shorthands["camera"] = "null" if training.camera is not None and arguments["camera"] is None else None
     overrides = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
     settings = RunConfig.read(out / "config.yaml" if resumed else training.config, overrides + (training.set_ or []))
-    are_counts = training.camera is None and settings.camera is None and settings.thinning.ceiling is None
+    are_counts = arguments["camera"] is None and settings.camera is None and settings.thinning.ceiling is None
     counts = gap.read_images(images, check=are_counts, on_disk=training.sum_frames is None, **asdict(selection))
     if (n := training.sum_frames) is not None:
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
     if training.time_as_z:
         counts = [time_as_z(image) for image in counts]
-    model = gap.train(counts, out, settings, progress=not quiet, **training.options())
+    model = gap.train(counts, out, settings, progress=not quiet, **arguments)
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")
 

@@ -115,7 +115,9 @@ class Verb(TyperCommand):
     """A command that takes ``--pretrained NAME`` in place of its first argument, the model."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the pretrained model as the first argument."""
+        """Insert the pretrained model as the first argument; refuse empty ones, which would name the current folder."""
+        if "" in args:
+            raise typer.BadParameter(f"argument {args.index('') + 1} is empty; give a value, or leave it out", ctx)
         name = self.make_parser(ctx).parse_args(list(args))[0].get("pretrained")
         return super().parse_args(ctx, args if name is None else [str(pretrained.path_of(name)), *args])
 

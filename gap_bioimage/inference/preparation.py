@@ -140,7 +140,8 @@ def prepare(
     if ordered.sizes["c"] != expected:
         single = "choose one with channel=0, or process each on its own with separate_channels=True"
         remedy = single if expected == 1 else f"give an image with {expected}, without separate_channels"
-        raise AxesError(f"the image has {source.sizes.get('c', 1)} channels, the model expects {expected}; {remedy}")
+        has = "1 channel" if (count := source.sizes.get("c", 1)) == 1 else f"{count} channels"
+        raise AxesError(f"the image has {has}, the model expects {expected}; {remedy}")
     return Prepared(source, _without_hot_pixels(ordered, name, origin or (0, 0)), detector, n_frames, layout.time_as_z)
 
 

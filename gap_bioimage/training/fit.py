@@ -24,13 +24,14 @@ from gap_bioimage.camera.camera import Detector, check_camera_image
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.io import as_images
-from gap_bioimage.model import CAMERA_FILE, Model, load_model
+from gap_bioimage.model import CAMERA_FILE, CAMERA_MAPS, Model, load_model
 from gap_bioimage.training import run_folder
 from gap_bioimage.training.choices import choose_dim, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
+log = logging.getLogger(__name__)
 _VALIDATION_RANK = 1_000_000  # gives validation other random numbers than any training device
 _REFRESH_S = 0.5
 
@@ -95,6 +96,8 @@ def train(
     """
     run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
+    if resume and not resumed:
+        log.info("%s holds no run to resume yet: a new one starts", out)
     config = _merge(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, config) if resumed else config
     images = as_images(images, dims)
@@ -125,13 +128,9 @@ def _merge(config: RunConfig | TrainConfig | None, sections: dict[str, Any], tra
     values: dict[str, Any] = {}
     shorthands = {name: value for name, value in train.items() if value is not None}
     for name, section in [*whole.items(), *sections.items(), ("train", shorthands)]:
-        if section in (None, {}):
-            continue
-        if name in values:
-            pair = (RunConfig.from_dict({name: value}) for value in (values[name], section))
-            first, second = (config.model_dump(exclude_unset=True)[name] for config in pair)
-            section = {**first, **second}
-        values[name] = section
+        if section not in (None, {}):
+            given = RunConfig.from_dict({name: section}).model_dump(exclude_unset=True)[name]
+            values[name] = {**values.get(name, {}), **given}
     return RunConfig.from_dict(values)
 
 
@@ -166,7 +165,9 @@ def _with_images(config: RunConfig, stacks: list[Stack], start: Model | None, de
     if detector is not None:
         if config.thinning.ceiling is not None:
             raise ConfigError("a camera and thinning.ceiling were given; leave out the camera for one-bit frames")
-        config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": None})})
+        # named in config.yaml, so that other runs with its settings are not trained without them
+        maps = detector.maps and CAMERA_MAPS
+        config = config.model_copy(update={"camera": detector.camera.model_copy(update={"maps": maps})})
     if config.thinning.ceiling is not None:
         check_ceiling(map(run_folder.loaded_part, stacks), config.thinning.ceiling)
     return config.model_copy(update={"network": config.network.model_copy(update={"channels": channels})})
