@@ -53,7 +53,7 @@ class Pages:
 
         for path in (Path("-") if self.form == Format.JSON else None, self.json_out):
             write_json(path, [report.to_dict() for report in reports])
-        renderers = {
+        renderers: dict[Format, Callable[[list[Report]], str]] = {
             Format.HTML: partial(html.render_html, unread=unread), Format.JUNIT: terminal.render_junit,
             Format.SARIF: ci.render_sarif, Format.GITHUB: ci.render_github,
         }  # fmt: skip
