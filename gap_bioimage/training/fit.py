@@ -31,7 +31,6 @@ from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
 
-log = logging.getLogger(__name__)
 _VALIDATION_RANK = 1_000_000  # gives validation other random numbers than any training device
 _REFRESH_S = 0.5
 
@@ -96,8 +95,6 @@ def train(
     """
     run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
-    if resume and not resumed:
-        log.info("%s holds no run to resume yet: a new one starts", out)
     config = _merge(config, {"network": network, "thinning": thinning}, {"purpose": purpose, "repeats": repeats})
     config = run_folder.stored_settings(out, config) if resumed else config
     images = as_images(images, dims)

@@ -53,7 +53,10 @@ def start_of(init: Model | str | Path | None, run: Path, resume: bool) -> Model 
         name = "/".join(model.source.parts[-2:] if model.origin == "run" else model.source.parts[-1:])
         record = {"name": name, "origin": model.origin, "trained_range_db": list(model.trained_range_db)}
         initial = replace(model, history=History(init={**record, "sha256": weights_sha256(model.network)}))
-    if not resume or not (run / "config.yaml").exists():
+    if not resume:
+        return initial
+    if not (run / "config.yaml").exists():
+        log.info("%s holds no run to resume yet: a new one starts", run)
         return initial
     stored = load_model(run / INIT) if (run / INIT).exists() else None
     if initial is not None and (stored is None or init_of(initial)["sha256"] != init_of(stored)["sha256"]):
