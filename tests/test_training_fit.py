@@ -15,7 +15,7 @@ from kill_and_resume import MOMENTS
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils._pytree import tree_flatten
 
-from gap_bioimage.camera.camera import Detector, PixelMaps
+from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera, NetworkConfig, RunConfig, ThinningConfig, TrainConfig
 from gap_bioimage.errors import AxesError, CheckpointError, ConfigError, NotPhotonCountsError
 from gap_bioimage.model import Model, load_model
@@ -175,18 +175,6 @@ def test_a_run_is_not_resumed_with_another_camera(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             run(tmp_path / name, config=config, camera=Camera(gain=0.4, offset=0.0), resume=True)
         assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
-
-
-def test_the_settings_of_a_run_with_camera_maps_name_them(tmp_path: Path) -> None:
-    config, offset = config_of(steps=1), np.arange(64 * 48, dtype=np.float32).reshape(64, 48) / 1e4
-    detector = Detector(Camera(gain=1.0, offset=0.0), PixelMaps(offset, np.full((64, 48), 0.1, np.float32)))
-    model = run(tmp_path / "run", config=config, camera=detector)
-    again = RunConfig.read(tmp_path / "run" / "config.yaml")
-    with pytest.raises(ConfigError, match="maps"):  # not silently without them
-        run(tmp_path / "again", config=again)
-    repeated = run(tmp_path / "again", config=again, camera=tmp_path / "run" / "camera.yaml")
-    assert_same(model.network.state_dict(), repeated.network.state_dict())
-    run(tmp_path / "run", config=again, resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing_and_makes_again_what_a_kill_lost(finished: Path) -> None:

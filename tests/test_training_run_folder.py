@@ -14,7 +14,8 @@ from fixtures_model import random_model
 from original_gap import HYPER, lightning_checkpoint, original_gap
 from test_training_fit import FILES, SETTINGS, assert_same, assert_same_run, config_of, interrupted_at, run, stripes
 
-from gap_bioimage.config import NetworkConfig, RunConfig, TrainConfig
+from gap_bioimage.camera.camera import Detector, PixelMaps
+from gap_bioimage.config import Camera, NetworkConfig, RunConfig, TrainConfig
 from gap_bioimage.errors import CheckpointError, ConfigError, CountsWarning, NetworkWarning, OutputError
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.training import run_folder
@@ -260,3 +261,15 @@ def test_a_kill_before_the_run_is_one_leaves_nothing_to_resume_wrongly(
     with pytest.raises(CheckpointError, match="no training run to resume"):
         run(tmp_path / "run", resume=True)
     begin(tmp_path / "run", original, steps=1)
+
+
+def test_the_settings_of_a_run_with_camera_maps_name_them(tmp_path: Path) -> None:
+    config, offset = config_of(steps=1), np.arange(64 * 48, dtype=np.float32).reshape(64, 48) / 1e4
+    detector = Detector(Camera(gain=1.0, offset=0.0), PixelMaps(offset, np.full((64, 48), 0.1, np.float32)))
+    model = run(tmp_path / "run", config=config, camera=detector)
+    again = RunConfig.read(tmp_path / "run" / "config.yaml")
+    with pytest.raises(ConfigError, match="maps"):  # not silently without them
+        run(tmp_path / "again", config=again)
+    repeated = run(tmp_path / "again", config=again, camera=tmp_path / "run" / "camera.yaml")
+    assert_same(model.network.state_dict(), repeated.network.state_dict())
+    run(tmp_path / "run", config=again, resume=True)

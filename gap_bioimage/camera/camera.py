@@ -223,7 +223,7 @@ def read_camera(path: Path | str) -> Detector:
     from gap_bioimage.io import read_photons
 
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"there is no camera file {path}; give the yaml from calibrate, or camera=None for counts")
     try:
         camera = Camera.model_validate(read_yaml(path))
