@@ -46,6 +46,7 @@ class Evidence:
     unit: float | None = 1.0  # largest number of which all values are multiples; None if there is none
     curve: Curve | None = None  # None with too few pixels or photons
     correlation: Correlation = field(default_factory=Correlation)
+    frames: int = 1  # in time
     repeats: bool = False  # whether the correlation is that of differences between frames
     planes: Planes = field(default_factory=list)  # sample planes (y, x), to find traces of processing
     colours: float = 0.0  # correlation of the noise between channels
@@ -93,6 +94,7 @@ def measure(photons: xr.DataArray) -> Evidence:
             total=statistics.total - float(excluded.sum()),
             at_maximum=statistics.at_maximum - int(np.count_nonzero(excluded == statistics.maximum)),
         ),
+        frames=photons.sizes.get("t", 1),
         unit=unit,
         **_noise(stack, singles, hot, unit or 1.0),
         planes=samples,

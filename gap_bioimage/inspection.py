@@ -233,6 +233,8 @@ def _thinning(evidence: Evidence, finding: Finding) -> tuple[float | None, float
     error = 2 * curve.dark * curve.dark_error / (curve.dark + 1) ** 2
     if abs(value) <= max(_SMALL, _SURE * error):
         words = "valid: the halves are independent" if counts else "not valid: these are not photon counts"
+    elif counts and value < 0:
+        words = "not tested: the detector counts too few photons where it is bright"
     elif counts:
         words = "not tested: fine structure hides the noise"
     else:

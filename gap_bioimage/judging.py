@@ -20,6 +20,7 @@ _SURE = 4.0  # standard errors above which an effect is significant
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
 _FLOOR = 0.3  # variance at mean zero above which structure is no explanation
 _FALLING = 0.93  # variance/mean of the brightest pixels below which the message names dead time
+_PRECISE = 0.1  # relative standard error of variance/mean above which the message leaves it out
 _OPPOSITE = -0.1  # correlation of neighbours below which structure is rarely the cause
 _PROJECTED = 3.0  # square roots of the brightness up to which an offset may come from a maximum projection
 _NEAR_POISSON, _NEAR_POISSON_THIRD = 0.1, 0.5  # departures from 1 of variance/mean and third moment/variance
@@ -169,8 +170,7 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
         text = f"holds a mask or labels, {lowest:g} to {highest:g}, whose pixels repeat their neighbours"
         return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
     if traces.one_bit(evidence.planes):
-        text = f"holds one-bit frames, 0 and {highest:g}, at most one photon in each pixel; sum them (--sum-frames)"
-        return Finding("photon counts", "one-bit frames", text, refused=highest != 1)
+        return _one_bit(evidence.frames, highest)
     if evidence.colours > _COLOURS:
         return processed(f"has channels that share {evidence.colours:.0%} of their noise, like colours of a picture")
     if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
@@ -179,6 +179,15 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
     if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
+
+
+def _one_bit(frames: int, one: float) -> Finding:
+    text = f"holds {'one-bit frames' if frames > 1 else 'a one-bit frame'}, 0 and {one:g}, at most one photon per pixel"
+    if frames > 1:
+        return Finding("photon counts", "one-bit frames", f"{text}; sum them (--sum-frames)", refused=one != 1)
+    if one == 1:
+        return Finding("photon counts", "one-bit frames", text, refused=False)
+    return Finding("counts times k", "one-bit frames", f"{text}; divide by {one:g}", factor=one)
 
 
 def _offset(evidence: Evidence) -> Finding | None:
@@ -276,9 +285,13 @@ def _counts(evidence: Evidence) -> Finding:
         return Finding("counts times k", "counts", f"{text}; divide by {k:.6g}", factor=k)
     text = f"holds photon counts, {evidence.statistics.mean:.3g} per pixel"
     if curve is not None:
-        text += f", with variance/mean {curve.dark:.2f} in the dark and {curve.bright:.2f} where it is bright"
-        if curve.bright < min(_FALLING, 1 - _SURE * curve.error[-1] / max(curve.variance[-1], 1e-300)):
-            text += " (the detector's dead time: bright pixels count too few photons)"
+        text += f", with variance/mean {curve.dark:.2f} in the dark"
+        if curve.dark > _LOUD:
+            text += " (fine structure adds to it)"
+        elif curve.bright_error < _PRECISE:
+            text += f" and {curve.bright:.2f} where it is bright"
+        if curve.bright < min(_FALLING, 1 - _SURE * curve.bright_error):
+            text += "; bright pixels count too few photons, by the detector's dead time"
     if hot:
         positions = ", ".join(f"y {y} x {x}" for y, x in hot[:3]) + (", ..." if len(hot) > 3 else "")
         text += f"; hot pixels are left out, too bright for photons next to dark neighbours: {len(hot)} ({positions})"

@@ -279,6 +279,25 @@ def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
     assert (finding.verdict, finding.kind) == ("photon counts", "one-bit frames")
 
 
+@pytest.mark.parametrize(("one", "verdict", "factor"), [(1, "photon counts", 1), (255, "counts times k", 255)])
+def test_frames_of_a_single_one_bit_frame_are_not_summed(one: int, verdict: str, factor: float) -> None:
+    bit = ((np.random.default_rng(0).random((64, 64)) < 0.3) * one).astype(np.uint8)
+    finding, report = judged(bit), inspect(image(bit))
+    assert (finding.verdict, finding.kind, finding.factor) == (verdict, "one-bit frames", factor)
+    assert finding.refused == (one != 1)
+    assert "sum" not in report.message + report.next
+    assert f"gain: {one}," in report.next or one == 1
+
+
+def test_numbers_that_chance_or_structure_decides_are_left_out_of_the_message() -> None:
+    columns = np.arange(96) * np.ones((96, 1))
+    bars = inspect(image(np.random.default_rng(0).poisson(5 + 100.0 * (columns // 4 % 2))))
+    smooth = inspect(image(poisson(5, (256, 256))))
+    assert bars.verdict == smooth.verdict == "photon counts"
+    assert f"{bars.fano_bright:.2f} where" not in bars.message
+    assert f"{smooth.fano_bright:.2f} where" in smooth.message
+
+
 @pytest.mark.parametrize("dims", ["yx", "tyx", "zyx"])
 @pytest.mark.parametrize("value", [400, 65535])
 def test_hot_pixels_are_named_and_in_no_mean_and_no_variance(dims: str, value: int) -> None:

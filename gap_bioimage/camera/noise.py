@@ -61,6 +61,11 @@ class Curve:
         return float(self.fano[-1])
 
     @property
+    def bright_error(self) -> float:
+        """Relative standard error of ``bright``."""
+        return float(self.error[-1] / max(self.variance[-1], 1e-300))
+
+    @property
     def smallest(self) -> float:
         """Smallest variance over mean of all groups; a gain raises even this one."""
         return float(np.min(self.fano))

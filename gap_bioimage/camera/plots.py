@@ -69,12 +69,13 @@ def _draw_points(axes: Axes, x: Floats, y: Floats, error: Floats, label: str = "
 
 
 def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
-    """Draw the brightest plane, the histogram, variance against mean and the correlation of the noise.
+    """Draw the brightest plane or frame, the histogram, variance against mean and the correlation of the noise.
 
     Without an image of real numbers the figure shows the verdict alone.
     """
     figure = new_figure(11, 8.5)
-    title = f"{Path(report.image).name}: {report.verdict} ({report.source_kind})"
+    kind = "" if report.source_kind in report.verdict else f" ({report.source_kind})"
+    title = f"{Path(report.image).name}: {report.verdict}{kind}"
     figure.suptitle("\n".join([title, *textwrap.wrap(report.message, 150)[:4]]), fontsize=9)
     if image is None or image.ndim < 2 or not image.size or image.dtype.kind not in "biuf":
         figure.text(0.1, 0.5, "no values to draw")
@@ -84,7 +85,8 @@ def plot_inspection(image: xr.DataArray | None, report: Inspection) -> Figure:
     planes = [np.nan_to_num(s.mean) for s in snapshots_of(as_stack(values), FEW_PIXELS, False)]
     plane = max(planes, key=np.mean)
     low, high = float(plane.min()), float(np.percentile(plane, 99.8))
-    shown = show(panels[0, 0], f"brightest plane ({image.dtype})", plane, max(high, low + 1e-6), vmin=low)
+    part = "brightest plane" if "z" in image.dims else "brightest frame" if "t" in image.dims else "image"
+    shown = show(panels[0, 0], f"{part} ({image.dtype})", plane, max(high, low + 1e-6), vmin=low)
     figure.colorbar(shown, shrink=0.8)
     _draw_histogram(panels[0, 1], np.concatenate(planes, axis=None), report)
     _draw_curve(panels[1, 0], report)
