@@ -298,6 +298,12 @@ def test_numbers_that_chance_or_structure_decides_are_left_out_of_the_message() 
     assert f"{smooth.fano_bright:.2f} where" in smooth.message
 
 
+def test_counts_whose_edges_bend_the_line_of_their_noise_are_no_camera_image() -> None:
+    y, x = np.mgrid[:192, :192]
+    disc = 10 + 50.0 * (np.hypot(y - 96, x - 96) < 64)
+    assert {judged(np.random.default_rng(seed).poisson(disc)).verdict for seed in (11, 12, 17)} == {"photon counts"}
+
+
 @pytest.mark.parametrize("dims", ["yx", "tyx", "zyx"])
 @pytest.mark.parametrize("value", [400, 65535])
 def test_hot_pixels_are_named_and_in_no_mean_and_no_variance(dims: str, value: int) -> None:

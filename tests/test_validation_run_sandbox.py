@@ -1,6 +1,7 @@
 """Models that hang, take all memory or kill their process are failed checks, and the rest goes on."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def test_a_model_that_hangs_ends_with_a_validation_that_is_killed(tmp_path: Path
     pids = tmp_path / "pids"
     path = with_code(tmp_path, f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} ') and time.sleep(1000)")
     script = f"from gap_bioimage import validate; validate({str(path)!r}, run_code=True)"
-    with subprocess.Popen([sys.executable, "-c", script]) as process:
+    with subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)}) as process:
         while not (pids.exists() and pids.read_text().endswith(" ")):
             assert process.poll() is None
             time.sleep(0.05)
