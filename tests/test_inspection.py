@@ -176,6 +176,7 @@ def stack(photons: float) -> Values:
 
 
 smooth = ndimage.gaussian_filter
+DISC = np.hypot(*np.mgrid[-96:96, -96:96]) < 64
 # of each verdict what is made of a number: photons per pixel, but reach, quality, gain and pixels
 NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
     "photon counts": {
@@ -183,6 +184,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
         "cells in depth": (stack, (0.03, 1, 3000)),
         "sharp cells": (lambda seed: sharp_cells(4.0 * 5 ** (seed % 3), seed), range(6)),
         "sharp cells in the dark": (lambda seed: sharp_cells(4.0 * 5 ** (seed % 3), seed, dark=0.0), range(6)),
+        "edges that bend the line": (lambda seed: np.random.default_rng(seed).poisson(10 + 50 * DISC), (11, 12, 17)),
         "sum": (lambda p: stack(p).sum(0), (2, 50)),
         "slots that fill": (lambda p: np.random.default_rng(0).binomial(200, 1 - np.exp(-light(p))), (0.5,)),
         "channels": (lambda p: np.stack([cells(p), cells(p, 1), cells(p, 2)]), (5,)),
@@ -239,56 +241,6 @@ def test_images_of_every_nature(verdict: str, name: str, number: float) -> None:
         assert (found.thinning or "").startswith(("not valid", "not possible"))
 
 
-def regions(count: int, size: int = 128) -> Values:
-    y, x = np.mgrid[:size, :size]
-    seeds = np.random.default_rng(3).uniform(0, size, (count, 2))
-    return np.asarray(np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in seeds], axis=0))
-
-
-def spots(reach: int = 3, count: int = 20) -> Values:
-    labels = np.zeros((64, 64), np.int32)
-    for number, (y, x) in enumerate(np.random.default_rng(2).integers(5, 59, (count, 2))):
-        labels[y - reach : y + reach + 1, x - reach : x + reach + 1] = number + 1
-    return labels
-
-
-MASK = light(1.0) > np.quantile(light(1.0), 0.7)
-MASKS = {
-    "true": MASK,
-    "outlines": (MASK ^ ndimage.binary_erosion(MASK)).astype(np.uint8) * 255,
-    **{f"0 and {top}": MASK.astype(np.uint8) * top for top in (1, 255, 7)},
-    "labels": ndimage.label(MASK)[0],
-    "small labels": spots(),
-    "small classes": 1 + spots(1, 60) % 3,
-    "no background": 7 * (regions(12) + 1),
-    **{f"{classes} classes": regions(40) % classes + 1 for classes in (2, 3, 5)},
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_labels_and_classes_are_to_be_left_out(name: str) -> None:
-    finding = judged(MASKS[name])
-    assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "mask", True)
-
-
-@pytest.mark.parametrize("one", [1, 255])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
-    bits = (np.random.default_rng(0).random((16, 64, 64)) < share * light(1.0, 64) / light(1.0, 64).max()) * one
-    finding = judged(bits.astype(np.uint8), "tyx")
-    assert (finding.verdict, finding.kind) == ("photon counts", "one-bit frames")
-
-
-@pytest.mark.parametrize(("one", "verdict", "factor"), [(1, "photon counts", 1), (255, "counts times k", 255)])
-def test_frames_of_a_single_one_bit_frame_are_not_summed(one: int, verdict: str, factor: float) -> None:
-    bit = ((np.random.default_rng(0).random((64, 64)) < 0.3) * one).astype(np.uint8)
-    finding, report = judged(bit), inspect(image(bit))
-    assert (finding.verdict, finding.kind, finding.factor) == (verdict, "one-bit frames", factor)
-    assert finding.refused == (one != 1)
-    assert "sum" not in report.message + report.next
-    assert f"gain: {one}," in report.next or one == 1
-
-
 def test_numbers_that_chance_or_structure_decides_are_left_out_of_the_message() -> None:
     columns = np.arange(96) * np.ones((96, 1))
     bars = inspect(image(np.random.default_rng(0).poisson(5 + 100.0 * (columns // 4 % 2))))
@@ -296,12 +248,6 @@ def test_numbers_that_chance_or_structure_decides_are_left_out_of_the_message() 
     assert bars.verdict == smooth.verdict == "photon counts"
     assert f"{bars.fano_bright:.2f} where" not in bars.message
     assert f"{smooth.fano_bright:.2f} where" in smooth.message
-
-
-def test_counts_whose_edges_bend_the_line_of_their_noise_are_no_camera_image() -> None:
-    y, x = np.mgrid[:192, :192]
-    disc = 10 + 50.0 * (np.hypot(y - 96, x - 96) < 64)
-    assert {judged(np.random.default_rng(seed).poisson(disc)).verdict for seed in (11, 12, 17)} == {"photon counts"}
 
 
 @pytest.mark.parametrize("dims", ["yx", "tyx", "zyx"])
