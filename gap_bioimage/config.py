@@ -158,7 +158,9 @@ class TrainConfig(Config):
     )
     size: Literal["small", "base", "large"] | None = Field(None, description="size of the network; default: base")
     repeats: Literal["t"] | None = Field(
-        None, description="axis of noisy repeats of a still scene: one frame is the input, others are the target"
+        None,
+        description="axis of noisy repeats of a scene that hardly moves: one frame is the input, the nearest are "
+        "the target; default: t if pixels of the camera's images share noise",
     )
     tensorboard: bool = False
     seed: int = Field(0, ge=0, lt=2**32)

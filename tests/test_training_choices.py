@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from gap_bioimage.config import RunConfig
+from gap_bioimage.camera.camera import Detector
+from gap_bioimage.config import Camera, RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.training import choices
-from gap_bioimage.training.choices import choose_dim, choose_sizes
+from gap_bioimage.training.choices import choose_dim, choose_repeats, choose_sizes
 from gap_bioimage.training.patches import Split, Stack
 
 
@@ -37,6 +38,25 @@ def split(shape: tuple[int, ...] = (1, 96, 80), mean: float = 4.0) -> Split:
 )
 def test_dimensions_are_those_of_the_images_unless_set(images: Any, settings: dict[str, Any], dim: int) -> None:
     assert choose_dim(RunConfig.from_dict(settings), images).network.dim == dim
+
+
+@pytest.mark.parametrize(
+    ("shared", "images", "train", "expected"),
+    [
+        ([0.05, -0.2, 0.0], [image(t=5, y=40, x=40)], {}, "t"),
+        ([0.3, None, None], [image(t=5, y=40, x=40), image(t=2, y=40, x=40)], {}, "t"),
+        ([0.3, 0.0, 0.0], [image(t=5, y=40, x=40), image(y=40, x=40)], {}, None),
+        ([0.3, 0.0, 0.2], [image(t=5, y=40, x=40)], {}, None),
+        ([0.05, 0.05, 0.0], [image(t=5, y=40, x=40)], {}, None),
+        (None, [image(t=5, y=40, x=40)], {}, None),
+        ([0.3, 0.0, 0.0], [image(t=5, y=40, x=40)], {"repeats": None}, None),
+    ],
+)
+def test_frames_nearby_are_targets_if_pixels_share_noise_and_frames_do_not(
+    shared: Any, images: Any, train: dict[str, Any], expected: str | None
+) -> None:
+    detector = None if shared is None else Detector(Camera(gain=2.0, offset=100, measured={"correlated": shared}))
+    assert choose_repeats(RunConfig.from_dict({"train": train}), images, detector).train.repeats == expected
 
 
 @pytest.mark.parametrize(

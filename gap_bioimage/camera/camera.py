@@ -83,10 +83,10 @@ class Detector:
         return replace(self, maps=None)
 
     @property
-    def correlation(self) -> float:
-        """Largest correlation of the noise, between pixels or frames, in the images of the calibration."""
-        correlations = self.camera.measured.get("correlated") or []
-        return max((abs(value) for value in correlations if isinstance(value, float)), default=0.0)
+    def correlations(self) -> tuple[float, float]:
+        """Correlation of the noise in the calibration's images: the largest of neighbouring pixels, and of frames."""
+        found = [abs(r) if isinstance(r, float) else 0.0 for r in self.camera.measured.get("correlated") or ()]
+        return max(found[:2], default=0.0), max(found[2:], default=0.0)
 
     def crop(self, rows: slice, columns: slice) -> Detector:
         """Return the detector of a region of its images."""
@@ -292,9 +292,10 @@ def _warnings(image: xr.DataArray, sample: NDArray[Any], detector: Detector, nam
     camera, saturated = detector.camera, float(np.mean(detector.saturated(sample)))
     if saturated > _MOST_SATURATED:
         yield f"{saturated:.2%} of the pixels of {name} are saturated and too dark in results; use a shorter exposure"
-    if detector.correlation >= CORRELATED:
-        cause = f"this camera was measured on images whose neighbouring pixels share noise ({detector.correlation:.2f})"
-        yield f"{cause}: networks copy some of it, held-out photons of {name} cannot show quality; use raw images"
+    if (shared := max(detector.correlations)) >= CORRELATED:
+        cause = f"this camera was measured on images whose neighbouring pixels or frames share noise ({shared:.2f})"
+        copied = "networks copy some of it, unless trained on other frames of the scene (train.repeats=t)"
+        yield f"{cause}: {copied}; held-out photons of {name} cannot show quality; use raw images"
     fano = _variance_over_mean(image, detector)
     if not _TOO_QUIET <= fano <= _TOO_NOISY:
         problem = f"with the gain and offset of this camera, the noise of {name} has {fano:.2g} times the variance of"

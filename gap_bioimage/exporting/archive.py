@@ -150,7 +150,7 @@ def _measured(
     (example, held_out), detector, sampler = examples, product.intake.detector, product.sampler
     # as in training, so that the two halves of the photons are independent
     counts = product.intake.counts(example if held_out is None else held_out, np.random.default_rng(0))
-    correlated = detector is not None and detector.correlation >= CORRELATED
+    correlated = detector is not None and max(detector.correlations) >= CORRELATED
     scores, samples, headroom = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
     if sampler is not None:
         headroom = measures.example_headroom_db(product.intake.counts(example), sampler)

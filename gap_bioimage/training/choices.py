@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import xarray as xr
 
+from gap_bioimage.camera.camera import CORRELATED, Detector
 from gap_bioimage.config import RunConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.network import UNet
@@ -72,6 +73,16 @@ def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
     config = _choose(config, "network", {"dim": dim}, why)
     # validated again, since other settings may not suit these dimensions
     return RunConfig.from_dict(config.model_dump(exclude_unset=True))
+
+
+def choose_repeats(config: RunConfig, images: Sequence[xr.DataArray], detector: Detector | None) -> RunConfig:
+    """Choose frames nearby as targets if pixels of one frame share noise, which networks would learn to copy."""
+    pixels, frames = (0.0, 0.0) if detector is None else detector.correlations
+    films = all(image.sizes.get("t", 1) > 1 for image in images)
+    if "repeats" in config.train.model_fields_set or not films or not frames < CORRELATED <= pixels:
+        return config
+    why = f"neighbouring pixels share noise ({pixels:.2f}), successive frames do not; set it to null if much moves"
+    return _choose(config, "train", {"repeats": "t"}, why)
 
 
 def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfig:

@@ -26,7 +26,7 @@ from gap_bioimage.errors import ConfigError
 from gap_bioimage.io import as_images
 from gap_bioimage.model import CAMERA_FILE, CAMERA_MAPS, Model, load_model
 from gap_bioimage.training import run_folder
-from gap_bioimage.training.choices import choose_dim, choose_sizes
+from gap_bioimage.training.choices import choose_dim, choose_repeats, choose_sizes
 from gap_bioimage.training.module import GapModule
 from gap_bioimage.training.pairs import check_ceiling
 from gap_bioimage.training.patches import PairBatches, Split, Stack, WindowDrawer, as_stacks, split_held_out
@@ -100,6 +100,7 @@ def train(
     images = as_images(images, dims)
     config = choose_dim(config if start is None else run_folder.settings_from(start, config), images)
     detector = _detector(camera, config, out if resumed else None, images)
+    config = config if resumed else choose_repeats(config, images, detector)
     stacks = as_stacks(images, config.network.dim, detector, separate_channels, config.train.repeats)
     split = split_held_out(stacks, config.train.validation_share, config.train.seed)
     config = _with_images(config, stacks, start, detector)

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from gap_bioimage.camera.camera import Detector
+from gap_bioimage.camera.camera import CORRELATED, Detector
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import as_integers, check_dim, check_whole_numbers, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
@@ -26,11 +26,11 @@ from gap_bioimage.training.pairs import Pairs, Window, pairs_of
 _HELD_OUT_IMAGES_FROM = 8  # with fewer images a slab of each is held out instead
 _REDRAWS = 10
 _CANDIDATES = 4
-_TARGET_EXPOSURES = 8  # summed into a target; more take longer to read without improving it much
+_TARGET_EXPOSURES = 4  # summed into a target; more take longer to read and blur what moves, without improving it much
 _TESTED_ITEMS, _TESTED_PAIRS, _TESTED_PX = 4, 16, 256  # limits of the test for motion: items, pairs of frames, pixels
 _SUMMED, _SUMMED_PHOTONS = (1, 8, 64), 16.0  # frames summed in that test, up to so many photons per pixel
 _MOTION = 0.01
-_PHOTONS_LIMIT = 1 << 26  # per pixel: sums of 8 exposures and of 2 x 2 pixels must fit into 32 bits
+_PHOTONS_LIMIT = 1 << 26  # per pixel: sums of exposures and of 2 x 2 pixels must fit into 32 bits
 
 _CPU = torch.device("cpu")
 
@@ -64,11 +64,13 @@ class Stack:
         return total if camera is None else (total - camera.offset * values.size) / camera.gain
 
     def window(self, rng: np.random.Generator) -> Window:
-        """Return the counts of the whole stack; for exposures, those of one and the sum of up to eight others."""
+        """Return the counts of the whole stack; for exposures, those of one and the sum of up to four nearest ones."""
         if not self.repeated:
             return self._counts(self.values, rng)
-        chosen = rng.permutation(len(self.values))[: _TARGET_EXPOSURES + 1]
-        one, *others = (self._counts(self.values[number], rng) for number in chosen)
+        chosen = int(rng.integers(count := len(self.values)))
+        first = max(0, min(chosen - _TARGET_EXPOSURES // 2, count - _TARGET_EXPOSURES - 1))
+        near = set(range(first, min(first + _TARGET_EXPOSURES + 1, count))) - {chosen}
+        one, *others = (self._counts(self.values[number], rng) for number in (chosen, *sorted(near)))
         usable = [window.usable for window in (one, *others) if window.usable is not None]
         total = np.stack([window.counts for window in others]).sum(axis=0, dtype=np.int32)
         return one._replace(usable=np.all(usable, axis=0) if usable else None, others=total, n_others=len(others))
@@ -147,6 +149,8 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
         raise AxesError(f"{name} has no frames along {axis}, expected repeats of one scene; leave repeats out")
     items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
+    if detector is not None and detector.correlations[0] >= CORRELATED:
+        return stacks  # noise that pixels share looks like motion
     if max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
         problem = f"{name} does not stand still: changes of neighbouring pixels are correlated, unlike noise"
         warnings.warn(f"{problem}; moving parts will be blurred: train without repeats", CountsWarning, stacklevel=4)
