@@ -208,7 +208,7 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     moments = moments_of(frames.values, (frames.floor, frames.ceiling), in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        hint = "use a shorter exposure, or give --saturation if the camera saturates at a higher value"
+        hint = "use a shorter exposure, or give saturation=65535 if the camera saturates there"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated or cleared, expected less; {hint}")
     moments = moments.at(~full)
     correlation, between_frames = correlation_of(moments), frame_correlation(frames.values)
@@ -223,10 +223,11 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
     """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
     gain, offset = numbers.gain, numbers.offset.value
-    if not math.isfinite(gain.value + gain.high):
+    if not gain.high - gain.low < gain.value:  # nor if one of them is not finite
         problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
-        hint = "use raw images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
-        raise NotPhotonCountsError(f"{problem}; {hint}")
+        hint = "use raw images with dark and bright parts, or more frames of the same field"
+        add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""
+        raise NotPhotonCountsError(f"{problem}; {hint}{add}")
     if known.offset is None:
         return
     error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
@@ -300,7 +301,7 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
     elif curve.chi_square > _MISFIT and not correlated:
         yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
-        yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give --multiplying)"
+        yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give multiplying=True)"
     if data.saturated > _LEFT_OUT:
         yield f"{data.saturated:.0%} of the field is saturated, or was cleared, and was left out"
     if fit.clipped:

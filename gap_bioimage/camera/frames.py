@@ -101,7 +101,7 @@ def frames_of(
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
     name = Path(str(image.attrs.get("source", image.name or what))).name
     if (count := image.sizes.get("c", 1)) > 1:  # each may be from another camera
-        raise AxesError(f"{name} has {count} channels, expected one; choose it with --channel (in Python isel(c=0))")
+        raise AxesError(f"{name} has {count} channels, expected one; choose it by channel=0 when reading")
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
     if min(values.shape[-2:]) < _LEAST_PX or not values.size:
@@ -116,7 +116,7 @@ def frames_of(
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
     if not statistics.fractional and statistics.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
         problem = f"{name} has two values only, like masks and one-bit frames, which need no camera"
-        raise NotPhotonCountsError(f"{problem}; train on sums of one-bit frames (--sum-frames)")
+        raise NotPhotonCountsError(f"{problem}; train on sums of one-bit frames, sum_frames(movie, 16)")
     if saturation is None:
         saturation = statistics.maximum if statistics.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
