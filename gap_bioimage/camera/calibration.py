@@ -11,7 +11,7 @@ import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
-from gap_bioimage.camera.moments import Floats, Moments, moments_of
+from gap_bioimage.camera.moments import NEAR, Floats, Moments, moments_of
 from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
@@ -25,6 +25,7 @@ _SATURATED = 0.01  # fraction of saturated values in a block above which the blo
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
 _BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
+_MOVING = 0.02  # share of motion in the variance above which a warning is given
 _ENOUGH_DARK = 16  # dark frames below which a warning is given
 
 
@@ -285,6 +286,15 @@ def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def _moving(data: _Measurements) -> float:
+    """Return by how much noise that extends over many pixels raises the variance, a fraction; 0 if insignificant."""
+    blocks, pixels = data.fit.inliers, float(data.fit.inliers.samples.sum())
+    excess = float(blocks.smooth.sum() / blocks.variance.sum()) - 1
+    chance = (2 * NEAR * float(blocks.inflation.mean()) / pixels) ** 0.5
+    moves = data.frames.count > 2 and excess > max(_MOVING * (NEAR - 1), 5 * chance)
+    return excess / max(NEAR - 1 - excess, 1) if moves else 0.0
+
+
 def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:
     fit, dark, offset = data.fit, data.dark, numbers.offset
     correlated = max(abs(data.correlation.largest), data.between_frames) >= CORRELATED
@@ -298,6 +308,8 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
         cause += " or dark frames of other settings" if dark is not None else ""
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
+    elif moving := _moving(data):
+        yield f"the field moves or flickers, which passes for noise: the gain is about {moving:.0%} too large"
     elif curve.chi_square > _MISFIT and not correlated:
         yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
