@@ -194,8 +194,8 @@ def common_mode_filter(field: Floats, frames: float = math.inf) -> Callable[[Flo
 
     def without_common_mode(noise: Floats) -> Floats:
         weighted = weights * noise
-        share = np.sum(weighted * centred) / power
-        return np.asarray(noise - np.sum(weighted) - share * centred) / max(1 - share**2 / frames, 0.5) ** 0.5
+        share = float(np.sum(weighted * centred)) / power
+        return np.asarray((noise - np.sum(weighted) - share * centred) / max(1 - share**2 / frames, 0.5) ** 0.5)
 
     return without_common_mode
 

@@ -67,8 +67,8 @@ def fit_line(moments: Moments) -> Fit:
 
     dim, clipped, coarse = moments.zeros > np.clip(np.quantile(moments.zeros, 0.1), *_ZEROS), False, False
     fit = bright = _robust_fit(moments.at(~dim) if enough(~dim) else moments)
-    if dim.any():
-        light = float(moments.mean[dim].sum()) * np.array([1, bright.line.gain])
+    if dim.any():  # light alone has the variance gain x mean, where zeros are photons that did not come
+        light = float(moments.mean[dim].sum()) * np.array([1, bright.line.gain if enough(~dim) else 1])
         clipped = bool((abs(float(moments.variance[dim].sum()) - light) > _LIKE_COUNTS * light).all())
         fit = bright if clipped else _robust_fit(moments)
     if fit.line.gain < _COARSE:
