@@ -243,9 +243,9 @@ def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -
 
     frames, dark, gain, offset, blocks = data.frames, data.dark, numbers.gain, numbers.offset, data.fit.inliers
     estimated = "noise" if known.read_noise is None else "given read noise"
-    source: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
-    dark_name, dark_count = (None, 0) if dark is None else (dark.frames.name, dark.frames.count)
-    source |= {"frames": frames.count, "dark": dark_name, "dark_frames": dark_count}
+    method = "stack" if frames.count > 1 else "one image"
+    source: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
+    source |= {"dark": dark and dark.frames.name, "dark_frames": (dark and dark.frames.count) or 0}
     measured = {name: value for name, value in source.items() if value}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
     correlation = data.correlation
@@ -290,9 +290,8 @@ def _moving(data: _Measurements) -> float:
     """Return by how much noise that extends over many pixels raises the variance, a fraction; 0 if insignificant."""
     blocks, pixels = data.fit.inliers, float(data.fit.inliers.samples.sum())
     excess = float(blocks.smooth.sum() / blocks.variance.sum()) - 1
-    chance = (2 * NEAR * float(blocks.inflation.mean()) / pixels) ** 0.5
-    moves = data.frames.count > 2 and excess > max(_MOVING * (NEAR - 1), 5 * chance)
-    return excess / max(NEAR - 1 - excess, 1) if moves else 0.0
+    least = max(_MOVING * (NEAR - 1), 5 * (2 * NEAR * float(blocks.inflation.mean()) / pixels) ** 0.5)
+    return excess / max(NEAR - 1 - excess, 1) if excess > least and data.frames.count > 2 else 0.0
 
 
 def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:

@@ -25,7 +25,6 @@ _LOST = 0.25  # fraction of constant rows, above the median of all frames, that 
 _TORN, _CHANGES = 0.1, 8  # fraction of rows equal to the frame before that shows tearing; value changes in such a row
 _CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding error no longer acts as noise
-_ONE_SIDED = 0.975  # of intervals of 95 %
 
 
 @dataclass(frozen=True)
@@ -175,8 +174,8 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     error = ROUNDING**0.5 if noise < _LEAST_VARIANCE else (noise / mean.size / count) ** 0.5
     if count > 1:  # few frames show little of the scatter that all pixels share
         level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
-        few = scipy.special.stdtrit(count - 1, _ONE_SIDED) / scipy.special.ndtri(_ONE_SIDED)
-        error = max(error, float(level.std(ddof=1) / count**0.5 * few))
+        few = float(scipy.special.stdtrit(count - 1, 0.975)) / 1.96  # Student's interval of 95 % over the normal one
+        error = max(error, float(level.std(ddof=1)) / count**0.5 * few)
     if cold.mean() > float(np.mean(frames.values[:, 0], dtype=np.float64)):
         problem = f"{unlit.name} is brighter than {frames.name}, expected dark frames"
         raise NotPhotonCountsError(f"{problem}; swap them, or record with the shutter closed")

@@ -246,10 +246,9 @@ def _moment_images(snapshot: Snapshot, in_time: bool, limits: tuple[float, float
     for axis in (0, 1):
         fine = scipy.ndimage.correlate1d(noise, finest, axis=1 - axis)
         pairs += [fine * np.roll(fine, 1, axis), fine**2]
-    inner = (slice(None),) * 2
+    margin = 0 if in_time else len(RIPPLE) // 2
+    inner = (slice(margin, -margin or None),) * 2
     if not in_time:
-        margin = len(RIPPLE) // 2
-        inner = (slice(margin, -margin),) * 2
         for axis in (0, 1):  # squared weights give the mean that belongs to the variance
             noise = scipy.ndimage.correlate1d(noise, RIPPLE / np.linalg.norm(RIPPLE), axis=axis)
             mean = scipy.ndimage.correlate1d(mean, RIPPLE**2 / np.sum(RIPPLE**2), axis=axis)

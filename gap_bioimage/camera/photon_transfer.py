@@ -96,10 +96,7 @@ def _robust_fit(moments: Moments) -> Fit:
 
 
 def _first_line(moments: Moments) -> Line:
-    """Return a robust first line, insensitive to motion: the median slope between groups of similar brightness.
-
-    Each slope counts by its difference in brightness, since the groups of many dark blocks differ by chance only.
-    """
+    """Return a robust first line: the median slope between groups, which motion hardly changes, by their distance."""
     groups = np.array_split(np.argsort(moments.mean, kind="stable"), min(24, len(moments.mean)))
     x = np.array([np.median(moments.mean[group]) for group in groups])
     y = np.array([np.quantile(moments.variance[group], 0.4) for group in groups])

@@ -76,19 +76,14 @@ def open_tiff(path: Path) -> list[Stored]:
                 end = _first_truncated_page(tif)
             # with a truncated page, tifffile would refuse the whole file
             with tifffile.TiffFile(path, size=min(end, path.stat().st_size) if end else None) as tif:
-                if tif.is_shaped and len({_shape(page) for page in tif.pages[:2]}) == 1 < len(tif.pages):
+                described = [str(getattr(page, "shaped_description", "")) for page in tif.pages[:2]]
+                if tif.is_shaped and len(described) == 2 and len({text.partition("]")[0] for text in described}) == 1:
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
                 count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # in LSM the others are thumbnails
                 return [stored for number in range(count) for stored in _images(path, tif, number, bool(end))]
         except (IndexError, struct.error):
             problem = f"{path}, or another file of its set, is truncated within a page"
             raise UnreadableImageError(f"{problem}; copy it again, or read {path.name} in its own folder") from None
-
-
-def _shape(page: Any) -> str:
-    """Return the shape that tifffile describes in a page; "" if this continues the one before it."""
-    described = re.search(r"shape\W+([\d, ]+)", str(getattr(page, "shaped_description", "")))
-    return described[1] if described else ""
 
 
 def _images(path: Path, tif: tifffile.TiffFile, number: int, truncated: bool) -> list[Stored]:
