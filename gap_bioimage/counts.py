@@ -125,11 +125,9 @@ def check_whole_numbers(photons: xr.DataArray, *, name: str) -> None:
 
 def check_dim(photons: xr.DataArray, dim: int, *, plane_by_plane: bool, name: str = "the image") -> None:
     """Refuse an image whose axes do not fit a 3D model, or a 2D one, which may process a stack plane by plane."""
-    axes = f"{name} has axes {' '.join(str(d) for d in photons.dims)}"
+    axes = f"{name} has axes {' '.join(map(str, photons.dims))}"
     if dim == 2 and "z" in photons.dims and not plane_by_plane:
-        problem = f"{axes} but the model is 2D, expected no z"
-        raise AxesError(f"{problem}; give planes=True to treat the stack plane by plane, or use a 3D model")
+        raise AxesError(f"{axes}, expected no z for a 2D model; give planes=True for each plane, or use a 3D model")
     if dim == 3 and "z" not in photons.dims:
         time = "take time as z with time_as_z=True, " if "t" in photons.dims else ""
-        problem = f"{axes} but the model is 3D, expected z"
-        raise AxesError(f"{problem}; {time}use a 2D model, or name the axes if one of them is z")
+        raise AxesError(f"{axes}, expected z for a 3D model; {time}use a 2D model, or name the axes if one is z")

@@ -214,3 +214,14 @@ def test_frames_that_were_appended_one_by_one_are_one_image(tmp_path):
     np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", "tyx", time=3), MOVIE[3])
     tifffile.imwrite(tmp_path / "film.tif", MOVIE[0, :9], append=True)
     np.testing.assert_array_equal(read_photons(tmp_path / "film.tif", series=1), MOVIE[0, :9])
+
+
+def test_series_keep_their_axes_whatever_the_shape_of_the_first(tmp_path):
+    path, plane, stack = tmp_path / "a.tif", counts("yx").values, counts("zyx", seed=1).values
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(plane, metadata={"axes": "YX"})
+        writer.write(stack, metadata={"axes": "ZYX"}, photometric="minisblack")
+    np.testing.assert_array_equal(read_photons(path, series=0), plane)
+    image = read_photons(path, series=1)
+    assert image.dims == ("z", "y", "x")
+    np.testing.assert_array_equal(image, stack)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
-from gap_bioimage.camera.moments import Floats, Moments, moments_of
+from gap_bioimage.camera.moments import NEAR, Floats, Moments, moments_of
 from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
@@ -25,6 +25,7 @@ _SATURATED = 0.01  # fraction of saturated values in a block above which the blo
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
 _BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
+_MOVING = 0.02  # share of motion in the variance above which a warning is given
 _ENOUGH_DARK = 16  # dark frames below which a warning is given
 
 
@@ -208,7 +209,7 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     moments = moments_of(frames.values, (frames.floor, frames.ceiling), in_time=frames.count > 1, pattern=pattern)
     full = moments.saturated > _SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
-        hint = "use a shorter exposure, or give --saturation if the camera saturates at a higher value"
+        hint = "use a shorter exposure, or give saturation=65535 if the camera saturates there"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated or cleared, expected less; {hint}")
     moments = moments.at(~full)
     correlation, between_frames = correlation_of(moments), frame_correlation(frames.values)
@@ -223,10 +224,11 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
     """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
     gain, offset = numbers.gain, numbers.offset.value
-    if not math.isfinite(gain.value + gain.high):
+    if not gain.high - gain.low < gain.value:  # nor if one of them is not finite
         problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
-        hint = "use raw images with dark and bright parts, more frames of the same field, or add dark frames (--dark)"
-        raise NotPhotonCountsError(f"{problem}; {hint}")
+        hint = "use raw images with dark and bright parts, or more frames of the same field"
+        add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""
+        raise NotPhotonCountsError(f"{problem}; {hint}{add}")
     if known.offset is None:
         return
     error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
@@ -241,9 +243,9 @@ def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -
 
     frames, dark, gain, offset, blocks = data.frames, data.dark, numbers.gain, numbers.offset, data.fit.inliers
     estimated = "noise" if known.read_noise is None else "given read noise"
-    source: dict[str, Any] = {"method": "stack" if frames.count > 1 else "one image", "images": frames.name}
-    dark_name, dark_count = (None, 0) if dark is None else (dark.frames.name, dark.frames.count)
-    source |= {"frames": frames.count, "dark": dark_name, "dark_frames": dark_count}
+    method = "stack" if frames.count > 1 else "one image"
+    source: dict[str, Any] = {"method": method, "images": frames.name, "frames": frames.count}
+    source |= {"dark": dark and dark.frames.name, "dark_frames": (dark and dark.frames.count) or 0}
     measured = {name: value for name, value in source.items() if value}
     measured |= {f"{name}_95": getattr(numbers, name).to_list()[1:] for name in ("gain", "offset", "read_noise")}
     correlation = data.correlation
@@ -284,6 +286,14 @@ def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def _moving(data: _Measurements) -> float:
+    """Return by how much noise that extends over many pixels raises the variance, a fraction; 0 if insignificant."""
+    blocks, pixels = data.fit.inliers, float(data.fit.inliers.samples.sum())
+    excess = float(blocks.smooth.sum() / blocks.variance.sum()) - 1
+    least = max(_MOVING * (NEAR - 1), 5 * (2 * NEAR * float(blocks.inflation.mean()) / pixels) ** 0.5)
+    return excess / max(NEAR - 1 - excess, 1) if excess > least and data.frames.count > 2 else 0.0
+
+
 def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:
     fit, dark, offset = data.fit, data.dark, numbers.offset
     correlated = max(abs(data.correlation.largest), data.between_frames) >= CORRELATED
@@ -297,10 +307,12 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
         cause += " or dark frames of other settings" if dark is not None else ""
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
+    elif moving := _moving(data):
+        yield f"the field moves or flickers, which passes for noise: the gain is about {moving:.0%} too large"
     elif curve.chi_square > _MISFIT and not correlated:
         yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
-        yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give --multiplying)"
+        yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give multiplying=True)"
     if data.saturated > _LEFT_OUT:
         yield f"{data.saturated:.0%} of the field is saturated, or was cleared, and was left out"
     if fit.clipped:

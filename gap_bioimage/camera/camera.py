@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +106,6 @@ class Detector:
         It equals the variance that does not come from the electrons: read noise, rounding to counts, and the uniform
         noise of one ADU added in training, where several electrons may share one ADU.
         """
-        return self._shift
-
-    @cached_property
-    def _shift(self) -> float | NDArray[np.float64]:
         if self.maps is None:
             camera, deviation = self.camera, round(float(self._deviation(self.camera.read_noise)), 4)
             return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), deviation)
@@ -182,8 +177,7 @@ class Detector:
 
     def electrons(self, adu: xr.DataArray) -> xr.DataArray:
         """Return camera values (..., y, x) in electrons, neither rounded nor clipped, for display."""
-        offset = self._offset()
-        return (adu - (offset if self.maps is None else xr.DataArray(offset, dims=["y", "x"]))) / self.camera.gain
+        return (adu - self._offset()) / self.camera.gain
 
     def saturated(self, adu: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which pixels reach the camera's saturation, by default the largest value of the dtype."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import xarray as xr
 
 from gap_bioimage.camera.camera import PixelMaps
@@ -91,17 +92,17 @@ def _shrunk(values: Floats, chance_variance: float) -> Floats:
 
 
 def frames_of(
-    images: Images, saturation: float | None = None, dims: str | None = None, what: str = "the image"
+    images: Images, saturation: float | None = None, dims: str | None = None, *, dark: bool = False
 ) -> Frames:
-    """Read and check images for a calibration; ``dims`` are the axes of plain arrays."""
+    """Read and check images for a calibration; ``dims`` are the axes of plain arrays. Dark frames need no noise."""
     from gap_bioimage.io import read_photons
     from gap_bioimage.io.image import as_image
 
-    path = images if isinstance(images, (str, Path)) else None
+    path, what = images if isinstance(images, (str, Path)) else None, "the dark stack" if dark else "the image"
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
     name = Path(str(image.attrs.get("source", image.name or what))).name
     if (count := image.sizes.get("c", 1)) > 1:  # each may be from another camera
-        raise AxesError(f"{name} has {count} channels, expected one; choose it with --channel (in Python isel(c=0))")
+        raise AxesError(f"{name} has {count} channels, expected one; choose it by channel=0 when reading")
     image = (image.squeeze("c", drop=True) if "c" in image.dims else image).transpose(..., "y", "x")
     values = np.asarray(image.data)
     if min(values.shape[-2:]) < _LEAST_PX or not values.size:
@@ -110,13 +111,13 @@ def frames_of(
     if values.dtype.kind not in "buif":
         raise NotPhotonCountsError(f"{name} holds {values.dtype}, expected camera values; save it with 16 bits")
     statistics = scan(values)
-    if statistics.nonfinite or statistics.minimum == statistics.maximum:
+    if statistics.nonfinite or (statistics.minimum == statistics.maximum and not dark):
         problem = "has NaN or infinite values" if statistics.nonfinite else "has the same value everywhere"
         raise NotPhotonCountsError(f"{name} {problem}, expected camera values with noise; use raw images")
     stack = as_stack(values, image.dims.index("t") if "t" in image.dims else None)
-    if not statistics.fractional and statistics.minimum == 0 and len(np.unique(stack[:1, :2])) == 2:
+    if not (dark or statistics.fractional or statistics.minimum) and len(np.unique(stack[:1, :2])) == 2:
         problem = f"{name} has two values only, like masks and one-bit frames, which need no camera"
-        raise NotPhotonCountsError(f"{problem}; train on sums of one-bit frames (--sum-frames)")
+        raise NotPhotonCountsError(f"{problem}; train on sums of one-bit frames, sum_frames(movie, 16)")
     if saturation is None:
         saturation = statistics.maximum if statistics.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
@@ -159,18 +160,23 @@ def distinct(stack: Values) -> tuple[Values, str]:
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
     """Measure dark frames, which must have the size of the images and be darker."""
-    unlit = frames_of(dark, dims=dims, what="the dark stack")
+    unlit = frames_of(dark, dims=dims, dark=True)
     size, expected = unlit.values.shape[2:], frames.values.shape[2:]
     if size != expected:
         raise AxesError(f"{unlit.name} has {size} pixels, expected {expected} as {frames.name}; record equal sizes")
     film = unlit.values.reshape(-1, *size)  # without light, planes are frames of the same field
     unlit, count = replace(unlit, values=film[np.newaxis]), len(film)
     mean = np.asarray(np.mean(film, axis=0, dtype=np.float64))
-    level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
+    squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
+    variance = squares / (count - 1) if count > 1 else None
     cold = mean[_cold(mean)]
-    error = float(level.std(ddof=1) / count**0.5) if count > 1 else float(cold.std() / cold.size**0.5)
+    noise = float(cold.var() if variance is None else variance.mean())
+    error = ROUNDING**0.5 if noise < _LEAST_VARIANCE else (noise / mean.size / count) ** 0.5
+    if count > 1:  # few frames show little of the scatter that all pixels share
+        level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
+        few = float(scipy.special.stdtrit(count - 1, 0.975)) / 1.96  # Student's interval of 95 % over the normal one
+        error = max(error, float(level.std(ddof=1)) / count**0.5 * few)
     if cold.mean() > float(np.mean(frames.values[:, 0], dtype=np.float64)):
         problem = f"{unlit.name} is brighter than {frames.name}, expected dark frames"
         raise NotPhotonCountsError(f"{problem}; swap them, or record with the shutter closed")
-    squares = sum((np.square(frame - mean) for frame in film), np.zeros(size))
-    return Dark(unlit, (float(cold.mean()), error), mean, squares / (count - 1) if count > 1 else None)
+    return Dark(unlit, (float(cold.mean()), error), mean, variance)

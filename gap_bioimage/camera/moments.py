@@ -25,6 +25,7 @@ TRIPLE, PAIR = np.array([1.0, -2, 1]), np.array([1.0, -1])  # differences in tim
 RIPPLE = np.array([1.0, -4, 6, -4, 1])  # high-pass in space, along y and x; cancels cubic polynomials
 # high-pass along one axis, for the correlation along the other: 90 % of it above 0.7 of the highest frequency
 _FINEST = np.array([1.0, -8, 28, -56, 70, -56, 28, -8, 1])
+NEAR = 9  # pixels averaged in ``Moments.smooth``
 LEAST_PX = 12  # side of the smallest image whose noise can be measured
 BLOCK_PX = 8  # side of a block
 _SHORT_BLOCK_PX, _LONG = 4, 34  # side of a block in movies of at least so many frames, to resolve small objects
@@ -105,13 +106,14 @@ class Moments:
     mean: Floats
     variance: Floats
     third: Floats  # third central moment; NaN for two frames, whose difference is symmetric
-    zeros: Floats  # fraction of zeros
+    zeros: Floats  # fraction of zeros; 0 among negative values
     saturated: Floats  # fraction of saturated values, and of cleared ones
     samples: Floats  # pixels times frames
     inflation: Floats  # of the sampling variance: n overlapping sums are worth n / inflation independent pixels
     cube_variance: Floats  # variance of the cubes, in units of variance^3
     pair_inflation: Floats  # the same for products of neighbours
     around: Floats  # mean of the wider neighbourhood
+    smooth: Floats  # the variance again, from means of neighbouring pixels: larger where something moves or flickers
     pairs: Floats  # (4, blocks): products of neighbours along y and x, then the squares that normalise them
 
     def at(self, blocks: Values | slice) -> Moments:
@@ -167,7 +169,7 @@ def snapshots_of(
         starts = np.unique(np.linspace(0, count - 1, per_plane).astype(int))
         film = stack[plane][(slice(None), *window)]
         used = np.unique(starts[:, None] + np.arange(length))
-        clean = common_mode_filter(np.mean(film[used], axis=0, dtype=np.float64)) if in_time else None
+        clean = common_mode_filter(np.mean(film[used], axis=0, dtype=np.float64), len(used)) if in_time else None
         for start in starts:
             values = np.array(film[start : start + length], np.float64)
             if hot is not None and hot.any():
@@ -177,10 +179,11 @@ def snapshots_of(
             yield Snapshot(int(plane), corrected.mean(0), difference if clean is None else clean(difference), values)
 
 
-def common_mode_filter(field: Floats) -> Callable[[Floats], Floats]:
+def common_mode_filter(field: Floats, frames: float = math.inf) -> Callable[[Floats], Floats]:
     """Return a function that removes from frame differences a constant and anything proportional to the mean image.
 
-    Bleaching, flicker and drift cause such differences.
+    Bleaching, flicker, drift and unequal exposures cause such differences. The mean of ``frames`` shares noise with
+    each of them: of photon noise, what is removed takes along the square of the proportion divided by ``frames``.
     """
     signal = scipy.ndimage.uniform_filter(field, 5)
     signal -= signal.min()
@@ -191,7 +194,8 @@ def common_mode_filter(field: Floats) -> Callable[[Floats], Floats]:
 
     def without_common_mode(noise: Floats) -> Floats:
         weighted = weights * noise
-        return np.asarray(noise - np.sum(weighted) - np.sum(weighted * centred) / power * centred)
+        share = float(np.sum(weighted * centred)) / power
+        return np.asarray((noise - np.sum(weighted) - share * centred) / max(1 - share**2 / frames, 0.5) ** 0.5)
 
     return without_common_mode
 
@@ -223,7 +227,7 @@ def moments_of(
         per_plane.setdefault(snapshot.plane, []).append(np.stack([block_means(image, side) for image in images]))
     times = len(next(iter(per_plane.values())))
     averages = [np.mean(blocks, axis=0) for blocks in per_plane.values()]
-    mean, variance, cubes, shift, zeros, saturated, around, *pairs = np.concatenate(averages, axis=1)
+    mean, variance, cubes, shift, zeros, saturated, around, smooth, *pairs = np.concatenate(averages, axis=1)
     # 3 sigma^2 r has mean zero, and subtracting it removes most of the noise from r^3
     skew = cube / square**1.5 if in_time else (cube / square**1.5) ** 2
     third = (cubes - 3 * variance * shift) / skew if skew else np.full_like(cubes, np.nan)
@@ -231,7 +235,7 @@ def moments_of(
     pair_inflation = overlap(finest, math.inf, 2) * (overlaps[0] if in_time else 1)
     numbers = (side**2 * times, overlaps[0], 6 * overlaps[1] / skew**2 if skew else math.inf, pair_inflation)
     constants = [np.full_like(mean, number) for number in numbers]
-    return Moments(*[mean, variance, third, zeros, saturated, *constants, around, np.stack(pairs)])
+    return Moments(*[mean, variance, third, zeros, saturated, *constants, around, smooth, np.stack(pairs)])
 
 
 def _moment_images(snapshot: Snapshot, in_time: bool, limits: tuple[float, float], finest: Floats) -> list[Floats]:
@@ -242,16 +246,16 @@ def _moment_images(snapshot: Snapshot, in_time: bool, limits: tuple[float, float
     for axis in (0, 1):
         fine = scipy.ndimage.correlate1d(noise, finest, axis=1 - axis)
         pairs += [fine * np.roll(fine, 1, axis), fine**2]
-    inner = (slice(None),) * 2
+    margin = 0 if in_time else len(RIPPLE) // 2
+    inner = (slice(margin, -margin or None),) * 2
     if not in_time:
-        margin = len(RIPPLE) // 2
-        inner = (slice(margin, -margin),) * 2
         for axis in (0, 1):  # squared weights give the mean that belongs to the variance
             noise = scipy.ndimage.correlate1d(noise, RIPPLE / np.linalg.norm(RIPPLE), axis=axis)
             mean = scipy.ndimage.correlate1d(mean, RIPPLE**2 / np.sum(RIPPLE**2), axis=axis)
         saturated = scipy.ndimage.maximum_filter(saturated, len(RIPPLE))
-    zeros, squares = (frames == 0).mean(0), noise**2
-    images = (mean, squares, squares * noise, noise, zeros, saturated, around, *pairs[::2], *pairs[1::2])
+    zeros, squares = ((frames == 0) & (frames.min() == 0)).mean(0), noise**2
+    smooth = NEAR * scipy.ndimage.uniform_filter(noise, math.isqrt(NEAR)) ** 2
+    images = (mean, squares, squares * noise, noise, zeros, saturated, around, smooth, *pairs[::2], *pairs[1::2])
     return [image[inner] for image in images]
 
 

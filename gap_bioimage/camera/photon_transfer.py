@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy
 
 from gap_bioimage.camera.moments import Flags, Floats, Moments
 from gap_bioimage.camera.shifted_poisson import ROUNDING
@@ -21,8 +20,8 @@ _COARSE = 0.9  # gain (ADU per electron) below which several electrons share an 
 _ROUNDED = 0.5  # variance (ADU^2) below which rounding error is no longer independent noise of 1/12 ADU^2
 _FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals (standard deviations) up to which blocks count fully, and at all
 _LEAST_VARIANCE = 5e-3  # ADU^2, lower limit for the line; counts of few photons have no less
-_ZEROS, _FEW_ZEROS = 2e-3, 1e-2  # fractions of zeros above which a block may be clipped, and below which it is used
-_LIKE_COUNTS = 0.15  # relative difference of variance and mean up to which values may be counts
+_ZEROS = 2e-3, 1e-2  # fraction of zeros above which a block may be clipped; the larger if there are few others
+_LIKE_COUNTS = 0.15  # relative difference of the variance from that of light alone up to which zeros are no photons
 _REPLICATES, _MOST_CLUSTERS = 1000, 1024  # of the bootstrap
 _SYSTEMATIC = 0.03  # least standard error of the third moment's slope
 
@@ -66,29 +65,18 @@ def fit_line(moments: Moments) -> Fit:
     def enough(blocks: Flags) -> bool:
         return bool(np.count_nonzero(blocks) >= max(LEAST_BLOCKS, 0.1 * len(blocks)))
 
-    fit, clipped, coarse = _robust_fit(moments), False, False
-    dim, bright = moments.zeros > _ZEROS, moments.zeros < _FEW_ZEROS
-    if dim.any() and not enough(bright):  # too few blocks for a line without clipping, but counts have a known one
-        clipped = abs(moments.variance.sum() / moments.mean.sum() - 1) > _LIKE_COUNTS
-    elif dim.any():
-        bright_fit = _robust_fit(moments.at(bright))
-        clipped = _falls_short(moments.at(dim), bright_fit.line)
-        fit = bright_fit if clipped else fit
+    dim, clipped, coarse = moments.zeros > np.clip(np.quantile(moments.zeros, 0.1), *_ZEROS), False, False
+    fit = bright = _robust_fit(moments.at(~dim) if enough(~dim) else moments)
+    if dim.any():  # light alone has the variance gain x mean, where zeros are photons that did not come
+        light = float(moments.mean[dim].sum()) * np.array([1, bright.line.gain if enough(~dim) else 1])
+        clipped = bool((abs(float(moments.variance[dim].sum()) - light) > _LIKE_COUNTS * light).all())
+        fit = bright if clipped else _robust_fit(moments)
     if fit.line.gain < _COARSE:
         fine = fit.line.at(fit.moments.mean) >= _ROUNDED
         coarse = bool(np.mean(fine) < 0.5)
         if enough(fine) and not fine.all():
             fit = _robust_fit(fit.moments.at(fine))
     return replace(fit, clipped=clipped, coarse=coarse)
-
-
-def _falls_short(dim: Moments, line: Line) -> bool:
-    """Whether blocks with zeros have less noise than the line of the other blocks, and are not counts."""
-    on_line = line.at(dim.mean)
-    weight = 1 / dim.variance_of_variance(on_line, line.gain)
-    variance, mean, expected = (float(np.average(a, weights=weight)) for a in (dim.variance, dim.mean, on_line))
-    least = max(4 / float(weight.sum()) ** 0.5, 0.02 * expected)
-    return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
 
 
 def _robust_fit(moments: Moments) -> Fit:
@@ -108,11 +96,16 @@ def _robust_fit(moments: Moments) -> Fit:
 
 
 def _first_line(moments: Moments) -> Line:
-    """Return a robust first line: the median slope between groups of similar brightness, insensitive to motion."""
+    """Return a robust first line: the median slope between groups, which motion hardly changes, by their distance."""
     groups = np.array_split(np.argsort(moments.mean, kind="stable"), min(24, len(moments.mean)))
     x = np.array([np.median(moments.mean[group]) for group in groups])
     y = np.array([np.quantile(moments.variance[group], 0.4) for group in groups])
-    gain = float(scipy.stats.theilslopes(y, x).slope) if len(np.unique(x)) > 1 else 0.0
+    low, high = np.triu_indices(len(x), 1)
+    apart = x[high] - x[low]
+    slopes = (y[high] - y[low]) / np.where(apart > 0, apart, np.inf)
+    order = np.argsort(slopes)
+    share = np.cumsum(apart[order])
+    gain = float(slopes[order][np.searchsorted(share, share[-1] / 2)])
     gain = gain if gain > 0 else max(1e-6, float(np.median(y) / max(np.median(x), 1e-6)))
     return Line(gain, float(np.median(y - gain * x)))
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _CLICK_ERRORS: Any = typer.BadParameter.__mro__[2]
 # options as they appear in messages of the library: axes="zyx", series=0, planes=True
 _OPTION = re.compile(
-    r'\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume|camera)=(?:True|"([^"]*)"|(\d+|None))'
+    r"\b(axes|series|channel|time|level|planes|time_as_z|separate_channels|resume|camera|saturation|multiplying)="
+    r'(?:True|"([^"]*)"|(\d+|None))'
 )
 
 

@@ -95,18 +95,17 @@ class Blocks:
     def write_averages(self, index: Index) -> None:
         """Write the blocks of smaller levels for which this block of the full resolution was the last one missing."""
         for level, mean in self._averages(0, index):
-            # two processes that finish at the same moment both write it, with the same bytes
-            if self.is_done(level, mean) or not all(self.is_done(level - 1, i) for i in self._sources(level, mean)):
+            if self.is_done(level, mean):
+                continue
+            if not all(self.is_done(level - 1, i) for i in self._sources(level, mean)):
                 break
+            # two processes that finish at the same moment both write it, with the same bytes
             self.write(level, mean, self._averaged(level, mean))
 
     def write_missing_averages(self) -> None:
         """Write the blocks of smaller levels that killed processes left out, where all that they average is done."""
-        for level in self._levels[1:]:
-            done, sources = self.done(level), self.done(level - 1)
-            for index in self.indices(level):
-                if index not in done and sources.issuperset(self._sources(level, index)):
-                    self.write(level, index, self._averaged(level, index))
+        for index in self.done(0):
+            self.write_averages(index)
 
     def _ratios(self, level: int) -> list[int]:
         before, after = self.design.factors[level - 1 : level + 1]

@@ -156,9 +156,8 @@ def _read_all(
         read |= files_of_set | own_file
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
-            piece = image.isel(
-                {axis: middle_slice(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
-            ).load()
+            middle = {axis: middle_slice(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
+            piece = image.isel(middle).load()
         else:
             image = piece = loaded(image, file)
         refuse_overflow(piece, file.name)
@@ -171,21 +170,13 @@ def _read_all(
     return images
 
 
-def open_image(
-    path: Path,
-    *,
-    axes: str | None = None,
-    channel: int | str | None = None,
-    time: int | str | None = None,
-    series: int | str | None = None,
-    level: int | None = None,
-) -> xr.DataArray:
-    """Open one image without loading its values; each step takes the result of the step before it."""
+def open_image(path: Path, axes: str | None = None, **chosen: Any) -> xr.DataArray:
+    """Open one image without loading its values, with the choices of :func:`read_photons`, one after the other."""
     with _damage_reported(path):
-        image = select.choose_image(path, _open(path), series, level)
+        image = select.choose_image(path, _open(path), chosen.get("series"), chosen.get("level"))
     image = select.name_axes(image, axes, path.name)
-    image = select.choose_channel(image, channel, path.name)
-    image = select.choose_frames(image, time, path.name)
+    image = select.choose_channel(image, chosen.get("channel"), path.name)
+    image = select.choose_frames(image, chosen.get("time"), path.name)
     if warning := image.attrs.pop("metadata").warning:
         warnings.warn(f"{path.name} {warning}", GapWarning, stacklevel=5)
     single = [dim for dim in image.dims if image.sizes[dim] == 1 and dim not in ("y", "x", *(axes or "").lower())]

@@ -76,7 +76,8 @@ def open_tiff(path: Path) -> list[Stored]:
                 end = _first_truncated_page(tif)
             # with a truncated page, tifffile would refuse the whole file
             with tifffile.TiffFile(path, size=min(end, path.stat().st_size) if end else None) as tif:
-                if tif.is_shaped and len(tif.pages) > 1 and getattr(tif.pages[1], "is_shaped", False):
+                described = [str(getattr(page, "shaped_description", "")) for page in tif.pages[:2]]
+                if tif.is_shaped and len(described) == 2 and len({text.partition("]")[0] for text in described}) == 1:
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
                 count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # in LSM the others are thumbnails
                 return [stored for number in range(count) for stored in _images(path, tif, number, bool(end))]
