@@ -224,7 +224,7 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
 def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
     """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
     gain, offset = numbers.gain, numbers.offset.value
-    if not gain.high - gain.low < gain.value:  # nor if one of them is not finite
+    if not math.isfinite(gain.value + gain.high):
         problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
         hint = "use raw images with dark and bright parts, or more frames of the same field"
         add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""

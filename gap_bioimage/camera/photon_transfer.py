@@ -20,8 +20,8 @@ _COARSE = 0.9  # gain (ADU per electron) below which several electrons share an 
 _ROUNDED = 0.5  # variance (ADU^2) below which rounding error is no longer independent noise of 1/12 ADU^2
 _FULL_WEIGHT, _NO_WEIGHT = 3.0, 6.0  # residuals (standard deviations) up to which blocks count fully, and at all
 _LEAST_VARIANCE = 5e-3  # ADU^2, lower limit for the line; counts of few photons have no less
-_ZEROS = 2e-3, 1e-2  # fraction of zeros above which a block may be clipped; the larger if there are few others
-_LIKE_COUNTS = 0.15  # relative difference of the variance from that of light alone up to which zeros are no photons
+_ZEROS, _FEW_ZEROS = 2e-3, 1e-2  # fractions of zeros above which a block may be clipped, and below which it is used
+_LIKE_COUNTS = 0.15  # relative difference of variance and mean up to which values may be counts
 _REPLICATES, _MOST_CLUSTERS = 1000, 1024  # of the bootstrap
 _SYSTEMATIC = 0.03  # least standard error of the third moment's slope
 
@@ -65,18 +65,29 @@ def fit_line(moments: Moments) -> Fit:
     def enough(blocks: Flags) -> bool:
         return bool(np.count_nonzero(blocks) >= max(LEAST_BLOCKS, 0.1 * len(blocks)))
 
-    dim, clipped, coarse = moments.zeros > np.clip(np.quantile(moments.zeros, 0.1), *_ZEROS), False, False
-    fit = bright = _robust_fit(moments.at(~dim) if enough(~dim) else moments)
-    if dim.any():  # light alone has the variance gain x mean, where zeros are photons that did not come
-        light = float(moments.mean[dim].sum()) * np.array([1, bright.line.gain if enough(~dim) else 1])
-        clipped = bool((abs(float(moments.variance[dim].sum()) - light) > _LIKE_COUNTS * light).all())
-        fit = bright if clipped else _robust_fit(moments)
+    fit, clipped, coarse = _robust_fit(moments), False, False
+    dim, bright = moments.zeros > _ZEROS, moments.zeros < _FEW_ZEROS
+    if dim.any() and not enough(bright):  # too few blocks for a line without clipping, but counts have a known one
+        clipped = abs(moments.variance.sum() / moments.mean.sum() - 1) > _LIKE_COUNTS
+    elif dim.any():
+        bright_fit = _robust_fit(moments.at(bright))
+        clipped = _falls_short(moments.at(dim), bright_fit.line)
+        fit = bright_fit if clipped else fit
     if fit.line.gain < _COARSE:
         fine = fit.line.at(fit.moments.mean) >= _ROUNDED
         coarse = bool(np.mean(fine) < 0.5)
         if enough(fine) and not fine.all():
             fit = _robust_fit(fit.moments.at(fine))
     return replace(fit, clipped=clipped, coarse=coarse)
+
+
+def _falls_short(dim: Moments, line: Line) -> bool:
+    """Whether blocks with zeros have less noise than the line of the other blocks, and are not counts."""
+    on_line = line.at(dim.mean)
+    weight = 1 / dim.variance_of_variance(on_line, line.gain)
+    variance, mean, expected = (float(np.average(a, weights=weight)) for a in (dim.variance, dim.mean, on_line))
+    least = max(4 / float(weight.sum()) ** 0.5, 0.02 * expected)
+    return expected - variance > least and abs(variance / mean - 1) > _LIKE_COUNTS
 
 
 def _robust_fit(moments: Moments) -> Fit:
