@@ -202,7 +202,10 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
         errors = [((), type(loaded).__name__, one_sentence(loaded), None)]
     # if a field matches none of several alternatives, only the errors of the likeliest are reported
     by_field: dict[str, dict[str, list[_Finding]]] = {}
+    has_broken_input = any(loc[:1] == ("inputs",) for loc, *_ in errors)  # then no output can refer to one
     for loc, kind, text, value in errors:
+        if has_broken_input and _DANGLING.search(text):
+            continue
         if wanted is None or wanted.search(text):
             finding = _Finding.of(package, loc, kind, text, value)
             by_field.setdefault(finding.field, {}).setdefault(finding.alternative, []).append(finding)
@@ -222,6 +225,7 @@ def _warnings(package: Package, loaded: Any) -> list[str]:
 
 
 _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"
+_DANGLING = re.compile(r"Invalid tensor axis reference at (\S+): tensor_id='(.*?)' axis_id='(.*?)'.*")
 _WORDS = [
     # a pattern in 'where', a line break and 'kind: message', and the text that replaces kind and message
     (r"\bsize\.tensor_id\nmissing:", f"is missing: give the output a fixed size, or {_TO_INPUT}"),
@@ -241,6 +245,8 @@ _WORDS = [
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format has here; remove it, or move it into config"),
+    (_DANGLING.pattern, r"\1: refers to the axis '\3' of '\2', which does not exist"),
+    (r"kwargs\.axes` needs to be subset of axes ids", "a processing step names an axis that the tensor does not have"),
     (r"Unknown tensor axis reference '(\w+)\.",
      r"the input '\1' has no test_tensor, with which the sizes of outputs are compared"),
     (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
@@ -309,8 +315,8 @@ def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]
-    kinds = {type(None): "empty", list: "a list", dict: "a mapping"}
-    shown = kinds.get(type(value)) or one_sentence(repr(value), 60)
+    kind_of = {list: "a list", dict: "a mapping"}.get(type(value)) if value else None
+    shown = kind_of or ("null" if value is None else one_sentence(repr(value), 60))
     for pattern, words in _WORDS:
         if match := re.search(pattern, f"{where}\n{kind}: {text}", re.MULTILINE):
             text = match.expand(words).replace("<value>", shown)
