@@ -97,10 +97,7 @@ def raised(error: Exception) -> Outcome:
 
 
 def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
-    """Merge one check's outcomes for several weights formats: the worst status, and its or all messages once.
-
-    The message of a failure names the formats that fail, and no others.
-    """
+    """Merge one check's outcomes for several formats: the worst status, and each message (of failures) once."""
     pairs = list(outcomes)
     worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
     formats: dict[str, list[str]] = {}

@@ -40,8 +40,9 @@ def verdicts_of(checks: Sequence[Check], *, description_only: bool = False) -> t
     """Judge every program from all checks, with the status that they have for the consumer itself.
 
     The verdict is ``fails`` if the model itself is broken (a failed check of a `Consumer.base`, unless of weights that
-    the program does not read) or one of the program's own checks failed. It is ``unknown`` if a check raised an exception or could not be made, or if bioimageio.core's
-    test or the weights that the program reads were not run; with ``description_only``, nothing has to be run.
+    the program does not read) or one of the program's own checks failed. It is ``unknown`` if a check raised an
+    exception or could not be made, or if bioimageio.core's test or the weights that the program reads were not run;
+    with ``description_only``, nothing has to be run.
     """
     return tuple(Verdict(name, *_verdict(name, checks, description_only)) for name in programs())
 
@@ -74,8 +75,8 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
 def _reads_what_fails(name: str, check: Check) -> bool:
     """Return whether a failed check is about weights that a consumer reads, or about the whole model."""
     reads, formats = consumers()[name].reads, {of for entry in consumers().values() for of in entry.reads}
-    named = {of for of in formats if re.search(rf"\b{of}\b", check.message)} if check.consumer in ("core", "run") else ()
-    return not (reads and named) or not named.isdisjoint(reads)
+    named = {of for of in formats if re.search(rf"\b{of}\b", check.message)}
+    return check.consumer not in ("core", "run") or not (reads and named) or not named.isdisjoint(reads)
 
 
 def _messages(checks: Sequence[Check]) -> str:

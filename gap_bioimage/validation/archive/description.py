@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from gap_bioimage.validation.quiet import quiet
 _SHOWN = 5
 _MOST_PX = 1_000_000
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
+_REFUSED = ("halo", "preprocessing", "postprocessing")  # parts of tensors that may keep format 0.4 from being upgraded
 _NOT_NEEDED = ("covers", "sample_inputs", "sample_outputs", "attachments")  # files that format 0.4 may lack
 # errors that format 0.5 raises and 0.4 leaves to programs: all about test tensors, and those about their sizes
 OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
@@ -40,6 +42,7 @@ class Description:
     as_written: Any  # bioimageio.spec's object in the format that the author wrote (0.4 or 0.5)
     upgraded: Any | None  # the same in format 0.5; None if it cannot be upgraded
     not_upgraded: str  # why it cannot be upgraded; empty if it can
+    plain: Any | None  # upgraded, if need be without halos and processing; None if even that is impossible
     weights: tuple[str, ...]  # formats of the weights inside the package
 
 
@@ -52,14 +55,14 @@ def people(rdf: dict[str, Any]) -> list[str]:
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
     """Return the description, None if it is invalid in its stated format, and the checks of its format."""
     rdf = package.rdf
-    written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
+    written = upgraded = plain = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _missed_by_spec(rdf) or problems_of(package, written)
     if not problems and not str(rdf["format_version"]).startswith("0.5"):
-        upgraded = load_offline(package, rdf, "latest", with_files=with_files)
+        upgraded = plain = load_offline(package, rdf, "latest", with_files=with_files)
         problems = problems_of(package, upgraded, _OF_SIZES)  # older formats do not check these
         if not problems and isinstance(upgraded, Exception):  # a halo on a fixed size hides further errors
-            outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
-            plain = load_offline(package, {**rdf, "outputs": outputs}, "latest", with_files=with_files)
+            bare = {key: [{k: t[k] for k in t if k not in _REFUSED} for t in rdf[key]] for key in ("inputs", "outputs")}
+            plain = load_offline(package, rdf | bare, "latest", with_files=with_files)
             problems = problems_of(package, plain, _OF_SIZES)
     if problems:
         return None, [_VALID.violated(few(problems, _SHOWN))]
@@ -73,7 +76,8 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     if warnings:
         checks.append(_RECOMMENDED.violated(few(warnings, _SHOWN)))
     local = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
-    return Description(written, None if why_not else upgraded, why_not, tuple(local)), checks
+    plain = None if isinstance(plain, Exception) else plain
+    return Description(written, None if why_not else upgraded, why_not, plain, tuple(local)), checks
 
 
 def _missed_by_spec(rdf: dict[str, Any]) -> list[str]:
@@ -180,13 +184,11 @@ def _with_references(rdf: dict[str, Any], built: Any) -> Any:
 
 def _first_that_works(functions: Iterable[Callable[..., Any]], *arguments: Any) -> Any:
     """Return the first result; a bug in bioimageio.spec 0.5 turns every error into 'No functions provided'."""
-    errors = []
-    for function in functions:
-        try:
+    first, *others = functions
+    for function in others:
+        with contextlib.suppress(ValueError):
             return function(*arguments)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
+    return first(*arguments)
 
 
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:
@@ -245,6 +247,7 @@ _WORDS = [
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format has here; remove it, or move it into config"),
+    (r"may not specify the `parent` field", "all but the original should name their parent, from which they are made"),
     (_DANGLING.pattern, r"\1: refers to the axis '\3' of '\2', which does not exist"),
     (r"kwargs\.axes` needs to be subset of axes ids", "a processing step names an axis that the tensor does not have"),
     (r"Unknown tensor axis reference '(\w+)\.",
@@ -315,8 +318,8 @@ def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]
-    kind_of = {list: "a list", dict: "a mapping"}.get(type(value)) if value else None
-    shown = kind_of or ("null" if value is None else one_sentence(repr(value), 60))
+    kinds: dict[Any, str] = {list: "a list", dict: "a mapping"} if value else {type(None): "null"}
+    shown = kinds.get(type(value)) or one_sentence(repr(value), 60)
     for pattern, words in _WORDS:
         if match := re.search(pattern, f"{where}\n{kind}: {text}", re.MULTILINE):
             text = match.expand(words).replace("<value>", shown)
