@@ -83,7 +83,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def unsafe_path(name: str) -> str | None:
     """Return why a path may lead out of its package, or to another file, on some system; None if it is safe."""
-    parts = PurePosixPath(name).parts
+    parts, encoded = PurePosixPath(name).parts, name.encode(errors="surrogatepass")
     devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
     problems = (
         (not name, "is empty"),
@@ -91,17 +91,13 @@ def unsafe_path(name: str) -> str | None:
         (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
         (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "contains control characters"),
         ("\\" in name, "contains a backslash, which separates folders on Windows"),
-        (_bytes(name) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
-        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
+        (len(encoded) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
+        (max(map(len, encoded.split(b"/"))) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
         (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
         (":" in name, "contains a colon, which names a drive or a hidden stream on Windows"),
     )
     return next((why for applies, why in problems if applies), None)
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode(errors="surrogatepass"))
 
 
 def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
