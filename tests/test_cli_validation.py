@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,34 @@ def test_several_models_at_once_with_every_page(run: Any, tmp_path: Path) -> Non
     names = {path.name for path in (tmp_path / "kept" / "tiny_2").iterdir()}
     stem = "run.reproduces_rate_torchscript"
     assert {f"{stem}_expected.npy", f"{stem}_got.npy", f"{stem}.png"} <= names
+
+
+def test_pages_do_not_overwrite_files_of_the_model(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("gap_bioimage.validation.report.validate", static_validate)
+    with zipfile.ZipFile(zips.make_zip(tmp_path)) as archive:
+        archive.extractall(tmp_path / "model")
+    model = tmp_path / "model"
+    for given, option, name in ((model, "--json", "rdf.yaml"), (model / "rdf.yaml", "--html", "cover.png")):
+        before = (model / name).read_bytes()
+        result = run("validate", given, option, model / name)
+        assert (result.code, name in one_sentence(result), (model / name).read_bytes() == before) == (2, True, True)
+    for _ in range(2):  # pages of its own it does
+        assert run("validate", model, "--json", model / "report.json").code in (0, 2)
+    assert json.loads((model / "report.json").read_text())["model"] == str(model)
+
+
+def test_pages_name_models_that_cannot_be_read(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("gap_bioimage.validation.report.validate", static_validate)
+    good, absent = zips.make_zip(tmp_path, zips.torchscript_only), tmp_path / "absent.zip"
+    pages = [tmp_path / f"report.{name}" for name in ("html", "xml", "json")]
+    options = [item for pair in zip(("--html", "--junit", "--json"), pages, strict=True) for item in pair]
+    for models in ([absent], [good, absent]):
+        assert run("validate", *models, *options).code == 2
+        assert "absent.zip" in pages[0].read_text()
+        *_, last = ET.parse(pages[1]).getroot()
+        assert (last.attrib["name"], last.attrib["errors"]) == (str(absent), "1")
+    assert json.loads(pages[2].read_text())["model"] == str(good)
+    assert "absent.zip" in run("validate", absent, "--format", "github").out
 
 
 def test_limits_are_options(run: Any, tmp_path: Path) -> None:

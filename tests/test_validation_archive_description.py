@@ -95,10 +95,14 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
         (put(*AXIS, "unit", value="um"), "inputs[0].axes[2].unit", ("'um'", "micrometer")),
         (put(*AXIS, "unit", value="micrometer"), "outputs", ("units", "'None' != 'micrometer'")),
         (put(*AXIS, "id", value="Y"), "outputs", ("outputs[0].axes[2].size", "photons", "y")),
+        (put("outputs", 0, "axes", 2, "size", "axis_id", value="z"), "outputs[0].axes[2].size", ("'z'", "'photons'")),
+        (put("inputs", 0, "preprocessing",
+             value=[{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["q"]}}]), "inputs[0]", ("names an axis",)),
         (put("authors", 0, "name", value="A/B"), "authors[0].name", ("'A/B'", "no slash")),
         (put("name", value="A: B, C"), "name", ("'A: B, C'", "abc")),
         (put("format_version", value="0.5.11"), "covers[0]", ("'cover.png'", "0.5.9", "{source: ")),
-        (put("covers", value=None), "covers", ("is empty", "a valid list")),
+        (put("covers", value=None), "covers", ("is null", "a valid list")),
+        (put("inputs", value=[]), "inputs", ("is []", "at least 1 item")),
         (put("training_data", value={"type": "dataset", "source": "https://example.invalid"}), "training_data",
          ("is missing",)),
         (put("inputs", 0, "preprocessing", value=[{}]), "inputs[0].preprocessing[0]", ("its id is missing",)),
@@ -137,6 +141,7 @@ def test_a_sentence_names_the_field_what_it_holds_and_what_is_expected(
 ) -> None:
     found = message(zips.make_zip(tmp_path, mutate))
     assert found.startswith(field) and len(found) < 400
+    assert not field.startswith("inputs") or "outputs" not in found  # no follow-ups of errors in the input
     assert [word for word in words if word not in found] + [word for word in JARGON if word in found] == []
 
 

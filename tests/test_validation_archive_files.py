@@ -88,7 +88,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64
     [
         ("torchscript.pt", LFS, "files", "a pointer of Git LFS"),
         ("weights.pt", b"<!DOCTYPE html><html>", "pickles", "damaged"), ("weights.pt", b"", "pickles", "damaged"),
-        ("output.npy", b"\n<html>", "tensors", "magic"), ("input.npy", b"", "tensors", "cannot be read"),
+        ("output.npy", b"\n<html>", "tensors", "is not an .npy"), ("input.npy", b"", "tensors", "is not an .npy"),
     ],
 )  # fmt: skip
 def test_what_a_failed_download_leaves(tmp_path: Path, name: str, content: Any, check: str, told: str) -> None:

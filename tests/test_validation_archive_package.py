@@ -168,7 +168,8 @@ def test_what_is_no_model_is_unreadable(tmp_path: Path) -> None:
             packed.writestr(inner, "")
     zipped = ("folder", "piped", "hollow.zip", "nested.zip", "RDF.zip")
     told = {"text.zip": "not a zip", "empty.zip": "not a zip", "piped/rdf.yaml": "plain file", "x": "does not exist"}
-    for name, words in {**told, **dict.fromkeys(zipped, "top level"), "https://x.invalid/m.zip": "not exist"}.items():
+    told |= {"nested.zip": "folder/rdf.yaml", "RDF.zip": "RDF.yaml"}  # what is inside is named
+    for name, words in {**dict.fromkeys(zipped, "top level"), **told, "https://x.invalid/m.zip": "not exist"}.items():
         with pytest.raises(UnreadableModelError, match=words), open_package(tmp_path / name):
             pass
 

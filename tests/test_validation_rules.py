@@ -15,7 +15,7 @@ from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.report import validate
 from gap_bioimage.validation.verdicts import verdicts_of
 
-VALID = Description("as written", "upgraded", "", ())  # stand for what bioimageio.spec makes of it
+VALID = Description("as written", "upgraded", "", "plain", ())  # stand for what bioimageio.spec makes of it
 
 
 def judge(path: Path, valid: Description | None = VALID, with_files: bool = True) -> dict[str, Check]:
@@ -283,7 +283,7 @@ def test_imports_of_an_architecture_are_read(tmp_path: Path, guard: str, status:
 
 def test_an_old_description_that_cannot_be_converted_fails_in_ilastik(tmp_path: Path) -> None:
     path = zips.make_zip(tmp_path, zips.to_format_0_4())
-    assert judge(path, Description("as written", None, "a halo", ()))["ilastik.conversion"].status == "failed"
+    assert judge(path, Description("as written", None, "a halo", None, ()))["ilastik.conversion"].status == "failed"
     assert judge(path, None)["ilastik.conversion"].status == "skipped"  # it is invalid for everybody
     lost = {"name": "scale_range", "kwargs": {"mode": "per_sample", "axes": "xy", "reference_tensor": "photons"}}
     zips.make_zip(tmp_path, both(zips.to_format_0_4(), put("outputs", 0, "postprocessing", value=[lost])))

@@ -84,6 +84,16 @@ def test_verdicts_follow_from_the_checks(check_id: str, status: Status, others: 
         assert set(told.values()) == {"the model itself fails: something was found"}
 
 
+@pytest.mark.parametrize("check_id", ["core.test", "run.reproduces"])
+def test_weights_that_fail_are_no_matter_to_programs_that_do_not_read_them(check_id: str) -> None:
+    found = verdicts(changed(check_id, "failed", "onnx: InvalidProtobuf: parsing failed"))
+    assert {name for name, word in found.items() if word == "works"} == {"ilastik", "biapy"} | (
+        set() if check_id == "core.test" else {"core"}
+    )
+    assert verdicts([*changed("core.test", "failed", "onnx: other values"), STATE_DICT])["biapy"] == "unknown"
+    assert verdicts(changed("core.test", "failed", "onnx, torchscript: other values"))["ilastik"] == "fails"
+
+
 def test_what_is_known_to_fail_fails_whatever_is_unknown() -> None:
     more = [Check(f"fiji.{n}", "fiji", "failed", f"reason {n}") for n in range(5)]
     for checks in (changed("fiji.rule", "error", "raised"), UNTESTED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -47,21 +47,23 @@ class Pages:
     html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures to this file.")] = None
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML for CI to this file.")] = None
 
-    def write(self, reports: list[Report], unread: list[str]) -> None:
-        """Print and write the reports as the options say; pages also name the models that could not be read."""
+    def write(self, reports: list[Report], unread: list[Report]) -> None:
+        """Print and write the reports as the options say; JSON alone does not name models that could not be read."""
         from gap_bioimage.validation.reports import ci, html, terminal
 
-        for path in (Path("-") if self.form == Format.JSON else None, self.json_out):
+        for path in (Path("-") if self.form == Format.JSON else None, self.json_out) if reports else ():
             write_json(path, [report.to_dict() for report in reports])
-        renderers: dict[Format, Callable[[list[Report]], str]] = {
-            Format.HTML: partial(html.render_html, unread=unread), Format.JUNIT: terminal.render_junit,
-            Format.SARIF: ci.render_sarif, Format.GITHUB: ci.render_github,
+        every, sentences = [*reports, *unread], [report.checks[0].message for report in unread]
+        renderers: dict[Format, Callable[[], str]] = {
+            Format.HTML: partial(html.render_html, reports, sentences),
+            Format.JUNIT: partial(terminal.render_junit, every),
+            Format.SARIF: partial(ci.render_sarif, every), Format.GITHUB: partial(ci.render_github, every),
         }  # fmt: skip
         for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT)):
             if page is not None:
-                write_text(page, renderers[form](reports))
+                write_text(page, renderers[form]())
         if self.form in renderers:
-            sys.stdout.write(renderers[self.form](reports))
+            sys.stdout.write(renderers[self.form]())
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,11 @@ def validate(
     options = {"consumers": _names(checks.consumer) or None, "description_only": checks.description_only}
     options |= {"pictures": pages.html is not None or pages.form == Format.HTML}
     folders = _keep_folders(zips, keep)
+    _spare(zips, [pages.json_out, pages.html, pages.junit])
     silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
     results = list(_reports(folders, running, checks, silent, options))
-    if reports := [result for result in results if not isinstance(result, str)]:
-        pages.write(reports, [result for result in results if isinstance(result, str)])
+    reports = [report for report, is_read in results if is_read]
+    pages.write(reports, [report for report, is_read in results if not is_read])
     if code := _exit_code(reports, len(folders)):
         raise typer.Exit(code)
 
@@ -169,9 +172,11 @@ def configured() -> dict[str, Any]:
 
 def _reports(
     folders: dict[Path, Path | None], running: Running, checks: Checks, silent: bool, options: dict[str, Any]
-) -> Iterator[Report | str]:
-    """Yield the report of each model; of an unreadable one, print and yield the error."""
+) -> Iterator[tuple[Report, bool]]:
+    """Yield the report of each model, and whether it could be read; if not, print the error, which is the report."""
     from gap_bioimage.errors import OutputError, UnreadableModelError
+    from gap_bioimage.validation.check import Check
+    from gap_bioimage.validation.report import Report
     from gap_bioimage.validation.report import validate as validate_model
     from gap_bioimage.validation.reports.terminal import print_report
     from gap_bioimage.validation.run.sandbox import Limits, Sandbox
@@ -185,11 +190,23 @@ def _reports(
                 report = report.selected(_names(checks.select), _names(checks.ignore))
             except (UnreadableModelError, OutputError) as error:
                 complain(str(error))
-                yield str(error)
+                yield Report(str(path), (Check("archive.rdf", "archive", "error", str(error)),)), False
                 continue
             if not silent:
                 print_report(report)
-            yield report
+            yield report, True
+
+
+def _spare(models: list[Path], pages: list[Path | None]) -> None:
+    """Refuse pages that would overwrite a file of a model that is given as a folder or yaml."""
+    from gap_bioimage.errors import OutputError, UnreadableModelError
+    from gap_bioimage.validation.archive.package import open_package
+
+    present = [page for page in pages if page is not None and page.is_file()]
+    for model in (path for path in models if path.is_dir() or path.suffix.lower() in (".yaml", ".yml")):
+        with suppress(UnreadableModelError), open_package(model) as (package, _):
+            if own := [page for page in present if package is not None and package.holds(page)]:
+                raise OutputError(f"cannot write {own[0]}: it is a file of the model {model}; choose another name")
 
 
 @contextmanager
@@ -256,6 +273,7 @@ def repair(
     from gap_bioimage.validation.repair.repairing import repair as repair_model
 
     quiet = quiet or str(json_out) == "-"
+    _spare([model], [json_out])
     with _progress(quiet, "validating", f"repairing {model.name}") as on_check:
         repaired = repair_model(model, out, run_code=run_code, device=device, on_check=on_check)
     write_json(json_out, [repaired.to_dict()])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
-import yaml
 
 from gap_bioimage.camera.camera import CORRELATED
 from gap_bioimage.errors import ExportError, OutputError
@@ -25,6 +24,7 @@ from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.model import CameraLike, Model, load_model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.validation import report as validation
+from gap_bioimage.validation.repair.editor import RDF_NAME, to_yaml
 from gap_bioimage.validation.run.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def _write_files(
     measured = _measured(product, denoiser, examples, sizes, halo, speed)
     documents.write_readme(folder / documents.README, card, product, measured)
     rdf = documents.describe(folder, card, product, measured)
-    text = yaml.safe_dump(rdf, sort_keys=False, allow_unicode=True, width=100)
-    (folder / "rdf.yaml").write_text(text, encoding="utf-8")
+    (folder / RDF_NAME).write_bytes(to_yaml(rdf))
 
 
 def _measured(
@@ -162,7 +161,7 @@ def _measured(
 
 def _zip(folder: Path, target: Path) -> None:
     """Zip the files of a folder, its description first."""
-    names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name != "rdf.yaml", name))
+    names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name != RDF_NAME, name))
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.write(folder / name, name)

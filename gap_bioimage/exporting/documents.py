@@ -18,7 +18,7 @@ import torch
 from gap_bioimage.errors import CardError
 from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.card import LONGEST_DESCRIPTION, Card
-from gap_bioimage.exporting.kinds import Product
+from gap_bioimage.exporting.kinds import HOOK_FILE, Product
 from gap_bioimage.exporting.measures import Measured, Sizes
 from gap_bioimage.inference.reach import bytes_per_px, round_up
 from gap_bioimage.model import Model
@@ -173,7 +173,7 @@ def _axes(channels: list[str], space: list[dict[str, Any]]) -> list[dict[str, An
 
 def _weights(folder: Path, product: Product, people: list[dict[str, Any]]) -> dict[str, Any]:
     version = torch.__version__.split("+")[0]
-    source = _file(folder, product.source_file)
+    source = _file(folder, weights.NETWORK_FILE if product.hook is None else HOOK_FILE)
     architecture = {**source, "callable": type(product.module).__name__, "kwargs": product.arguments}
     entries = {
         "pytorch_state_dict": {

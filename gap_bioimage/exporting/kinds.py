@@ -145,11 +145,6 @@ class Product:
         """The custom postprocessing, in order."""
         return [operation for operation in (self.hook, self.own) if operation is not None]
 
-    @property
-    def source_file(self) -> str:
-        """The file that defines the module."""
-        return weights.NETWORK_FILE if self.hook is None else HOOK_FILE
-
     def write(self, folder: Path) -> None:
         """Write weights and sources into the folder of the zip."""
         (folder / weights.TORCHSCRIPT).write_bytes(weights.torchscript_of(self.module))

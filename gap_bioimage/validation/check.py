@@ -97,12 +97,13 @@ def raised(error: Exception) -> Outcome:
 
 
 def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
-    """Merge one check's outcomes for several weights formats: the worst status, and each message once."""
+    """Merge one check's outcomes for several formats: the worst status, and each message (of failures) once."""
     pairs = list(outcomes)
     worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
     formats: dict[str, list[str]] = {}
     for weights_format, outcome in pairs:
-        formats.setdefault(outcome.message, []).append(weights_format)
+        if outcome.status == "failed" or worst.status != "failed":
+            formats.setdefault(outcome.message, []).append(weights_format)
     message = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
     return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in pairs for item in outcome.evidence))
 

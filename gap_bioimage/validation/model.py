@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gap_bioimage.validation.archive.description import Description
     from gap_bioimage.validation.archive.package import Package
 
-_LETTERS = {"b": "batch", "c": "channel", "t": "time", "i": "index"}
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -102,12 +100,16 @@ class Model:
         """The description in format 0.5; `NotApplicable` if it is written in another format and invalid."""
         if self.version_numbers[:2] == (0, 5):  # as written, without the defaults that bioimageio.spec would add
             return self.rdf
-        if self.valid is None:
+        if self.valid is None or self.valid.plain is None:
             raise NotApplicable("the description cannot be read as format 0.5, see format.valid")
-        if self.valid.upgraded is not None:
-            return dict(self.valid.upgraded.model_dump(mode="json"))
-        tests = {key: self.rdf[f"test_{key}"] for key in ("inputs", "outputs")}
-        return self.rdf | {key: list(map(_tensor_of_04, self.rdf[key], test)) for key, test in tests.items()}
+        read = dict(self.valid.plain.model_dump(mode="json"))
+        for key in ("inputs", "outputs") if self.valid.upgraded is None else ():  # what the upgrade refuses, as written
+            for tensor, old in zip(read[key], self.rdf[key], strict=True):
+                steps = [*(old.get("preprocessing") or []), *(old.get("postprocessing") or [])]
+                tensor["preprocessing"] = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
+                for axis, halo in zip(tensor["axes"], old.get("halo") or (), strict=False):
+                    axis["halo"] = halo
+        return read
 
     @cached_property
     def inputs(self) -> list[Tensor]:
@@ -200,21 +202,6 @@ def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
             ends = zip(limits, (float("-inf"), float("inf")), strict=True)
             tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
     return restored
-
-
-def _tensor_of_04(tensor: dict[str, Any], test: Any) -> dict[str, Any]:
-    """Translate a tensor of a valid 0.4 description to format 0.5, for descriptions that cannot be upgraded."""
-    shape, axes = tensor["shape"], []
-    for n, letter in enumerate(tensor["axes"]):
-        size = shape[n] if isinstance(shape, list) else {key: shape[key][n] for key in {"min", "step"} & {*shape}}
-        kind, halo = _LETTERS.get(letter, "space"), (tensor.get("halo") or {n: 0})[n]
-        axes.append({"type": kind, "id": _LETTERS.get(letter, letter), "size": size, "halo": halo})
-        if kind == "channel":
-            axes[-1]["channel_names"] = ["channel0"]
-    steps = [*(tensor.get("preprocessing") or []), *(tensor.get("postprocessing") or [])]
-    named = [{"id": step["name"], "kwargs": step.get("kwargs")} for step in steps]
-    data = {"type": tensor["data_type"]}
-    return {"id": tensor["name"], "axes": axes, "test_tensor": test, "data": data, "preprocessing": named}
 
 
 def source_of(value: object) -> object:

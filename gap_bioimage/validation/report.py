@@ -144,13 +144,13 @@ def validate(
             elif package is not None:
                 drawings = package.scratch / "pictures" if pictures else None
                 valid, results = _examine(package, lambda descr: runs.run(job(package, descr, pictures=drawings)))
-            raw, reported, drawn = _collect(chain(checks, results), consumers, on_check)
-            files = drawn if pictures else ()
-            shown = tuple(Picture(name, title, png.read_bytes()) for name, title, png in files if png.is_file())
+            raw, reported, shown = _collect(chain(checks, results), consumers, on_check)
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
     metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))
-    return Report(str(path), tuple(reported), verdicts, score_of(raw, *metadata), shown, description_only)
+    is_model = package is None or package.rdf.get("type") == "model"  # others, such as datasets, have no score
+    score = score_of(raw, *metadata) if is_model else None
+    return Report(str(path), tuple(reported), verdicts, score, tuple(shown), description_only)
 
 
 def _examine(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
@@ -164,10 +164,10 @@ def _examine(package: Package, run: Callable[[Description], Any] | None) -> tupl
 
 
 def _collect(
-    results: Iterable[Any], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
-) -> tuple[list[Check], list[Check], list[tuple[str, str, Path]]]:
+    results: Iterable[Check | Picture], consumers: Sequence[str] | None, on_check: Callable[[Check], None] | None
+) -> tuple[list[Check], list[Check], list[Picture]]:
     """Return all checks, those of the report (each passed to ``on_check`` as soon as it is made), and pictures."""
-    raw, reported, drawn = list[Check](), list[Check](), list[tuple[str, str, Path]]()
+    raw, reported, drawn = list[Check](), list[Check](), list[Picture]()
     for item in results:
         if not isinstance(item, Check):
             drawn.append(item)

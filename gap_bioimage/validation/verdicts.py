@@ -39,9 +39,10 @@ def programs() -> list[str]:
 def verdicts_of(checks: Sequence[Check], *, description_only: bool = False) -> tuple[Verdict, ...]:
     """Judge every program from all checks, with the status that they have for the consumer itself.
 
-    The verdict is ``fails`` if the model itself is broken (a failed check of a `Consumer.base`) or one of the program's
-    own checks failed. It is ``unknown`` if a check raised an exception or could not be made, or if bioimageio.core's
-    test or the weights that the program reads were not run; with ``description_only``, nothing has to be run.
+    The verdict is ``fails`` if the model itself is broken (a failed check of a `Consumer.base`, unless of weights that
+    the program does not read) or one of the program's own checks failed. It is ``unknown`` if a check raised an
+    exception or could not be made, or if bioimageio.core's test or the weights that the program reads were not run;
+    with ``description_only``, nothing has to be run.
     """
     return tuple(Verdict(name, *_verdict(name, checks, description_only)) for name in programs())
 
@@ -51,7 +52,8 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
     base = [entry.id for entry in consumers().values() if entry.base and (name, entry.id) != ("core", "run")]
     own = [check for check in checks if check.consumer == name]
     failures = [check for check in checks if check.consumer in base and check.status == "failed"]
-    if broken := [check for check in failures if check.consumer != "core" or check.id == "core.test"]:
+    decisive = [check for check in failures if check.consumer != "core" or check.id == "core.test"]
+    if broken := [check for check in decisive if _reads_what_fails(name, check)]:
         return "fails", f"the model itself fails: {_messages(broken)}"
     if failed := [check for check in own if check.status == "failed"]:
         return "fails", _messages(failed)
@@ -68,6 +70,13 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
     if description_only:
         return "works", "nothing in the description speaks against it"
     return "works", "its test passes" if name == "core" else "follows all of its rules"
+
+
+def _reads_what_fails(name: str, check: Check) -> bool:
+    """Return whether a failed check is about weights that a consumer reads, or about the whole model."""
+    reads, formats = consumers()[name].reads, {of for entry in consumers().values() for of in entry.reads}
+    named = {of for of in formats if re.search(rf"\b{of}\b", check.message)}
+    return check.consumer not in ("core", "run") or not (reads and named) or not named.isdisjoint(reads)
 
 
 def _messages(checks: Sequence[Check]) -> str:

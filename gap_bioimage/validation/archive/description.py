@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from gap_bioimage.validation.quiet import quiet
 _SHOWN = 5
 _MOST_PX = 1_000_000
 _WARNING_SEVERITY = 30  # bioimageio.spec's severities: 20 and below is information
+_REFUSED = ("halo", "preprocessing", "postprocessing")  # parts of tensors that may keep format 0.4 from being upgraded
 _NOT_NEEDED = ("covers", "sample_inputs", "sample_outputs", "attachments")  # files that format 0.4 may lack
 # errors that format 0.5 raises and 0.4 leaves to programs: all about test tensors, and those about their sizes
 OF_TESTS = re.compile(r"test_tensor|Dimension mismatch|batch size mismatch")
@@ -40,6 +42,7 @@ class Description:
     as_written: Any  # bioimageio.spec's object in the format that the author wrote (0.4 or 0.5)
     upgraded: Any | None  # the same in format 0.5; None if it cannot be upgraded
     not_upgraded: str  # why it cannot be upgraded; empty if it can
+    plain: Any | None  # upgraded, if need be without halos and processing; None if even that is impossible
     weights: tuple[str, ...]  # formats of the weights inside the package
 
 
@@ -52,14 +55,14 @@ def people(rdf: dict[str, Any]) -> list[str]:
 def format_checks(package: Package, *, with_files: bool = True) -> tuple[Description | None, list[Check]]:
     """Return the description, None if it is invalid in its stated format, and the checks of its format."""
     rdf = package.rdf
-    written = upgraded = load_offline(package, rdf, "discover", with_files=with_files)
+    written = upgraded = plain = load_offline(package, rdf, "discover", with_files=with_files)
     problems = _missed_by_spec(rdf) or problems_of(package, written)
     if not problems and not str(rdf["format_version"]).startswith("0.5"):
-        upgraded = load_offline(package, rdf, "latest", with_files=with_files)
+        upgraded = plain = load_offline(package, rdf, "latest", with_files=with_files)
         problems = problems_of(package, upgraded, _OF_SIZES)  # older formats do not check these
         if not problems and isinstance(upgraded, Exception):  # a halo on a fixed size hides further errors
-            outputs = [{key: output[key] for key in output if key != "halo"} for output in rdf["outputs"]]
-            plain = load_offline(package, {**rdf, "outputs": outputs}, "latest", with_files=with_files)
+            bare = {key: [{k: t[k] for k in t if k not in _REFUSED} for t in rdf[key]] for key in ("inputs", "outputs")}
+            plain = load_offline(package, rdf | bare, "latest", with_files=with_files)
             problems = problems_of(package, plain, _OF_SIZES)
     if problems:
         return None, [_VALID.violated(few(problems, _SHOWN))]
@@ -73,7 +76,8 @@ def format_checks(package: Package, *, with_files: bool = True) -> tuple[Descrip
     if warnings:
         checks.append(_RECOMMENDED.violated(few(warnings, _SHOWN)))
     local = (name for name, entry in written.weights if entry is not None and name not in package.remote_weights)
-    return Description(written, None if why_not else upgraded, why_not, tuple(local)), checks
+    plain = None if isinstance(plain, Exception) else plain
+    return Description(written, None if why_not else upgraded, why_not, plain, tuple(local)), checks
 
 
 def _missed_by_spec(rdf: dict[str, Any]) -> list[str]:
@@ -180,13 +184,11 @@ def _with_references(rdf: dict[str, Any], built: Any) -> Any:
 
 def _first_that_works(functions: Iterable[Callable[..., Any]], *arguments: Any) -> Any:
     """Return the first result; a bug in bioimageio.spec 0.5 turns every error into 'No functions provided'."""
-    errors = []
-    for function in functions:
-        try:
+    first, *others = functions
+    for function in others:
+        with contextlib.suppress(ValueError):
             return function(*arguments)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
+    return first(*arguments)
 
 
 def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = None) -> list[str]:
@@ -202,7 +204,10 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
         errors = [((), type(loaded).__name__, one_sentence(loaded), None)]
     # if a field matches none of several alternatives, only the errors of the likeliest are reported
     by_field: dict[str, dict[str, list[_Finding]]] = {}
+    has_broken_input = any(loc[:1] == ("inputs",) for loc, *_ in errors)  # then no output can refer to one
     for loc, kind, text, value in errors:
+        if has_broken_input and _DANGLING.search(text):
+            continue
         if wanted is None or wanted.search(text):
             finding = _Finding.of(package, loc, kind, text, value)
             by_field.setdefault(finding.field, {}).setdefault(finding.alternative, []).append(finding)
@@ -222,6 +227,7 @@ def _warnings(package: Package, loaded: Any) -> list[str]:
 
 
 _TO_INPUT = "a size that refers to an input, such as {tensor_id: INPUT, axis_id: y}"
+_DANGLING = re.compile(r"Invalid tensor axis reference at (\S+): tensor_id='(.*?)' axis_id='(.*?)'.*")
 _WORDS = [
     # a pattern in 'where', a line break and 'kind: message', and the text that replaces kind and message
     (r"\bsize\.tensor_id\nmissing:", f"is missing: give the output a fixed size, or {_TO_INPUT}"),
@@ -241,6 +247,9 @@ _WORDS = [
     (r"^KeyError: '(.*)'", r"'\1' is referred to, but there is nothing of that name"),
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format has here; remove it, or move it into config"),
+    (r"may not specify the `parent` field", "all but the original should name their parent, from which they are made"),
+    (_DANGLING.pattern, r"\1: refers to the axis '\3' of '\2', which does not exist"),
+    (r"kwargs\.axes` needs to be subset of axes ids", "a processing step names an axis that the tensor does not have"),
     (r"Unknown tensor axis reference '(\w+)\.",
      r"the input '\1' has no test_tensor, with which the sizes of outputs are compared"),
     (r"output axis with halo and fixed size \(here (\d+)\) not allowed",
@@ -309,7 +318,7 @@ def _plain(where: str, kind: str, text: str, value: Any) -> str:
     text = text.replace(" items, not", " characters, not") if isinstance(value, str) else text
     if isinstance(value, dict) and isinstance(value.get("source"), str):
         value = value["source"]
-    kinds = {type(None): "empty", list: "a list", dict: "a mapping"}
+    kinds: dict[Any, str] = {list: "a list", dict: "a mapping"} if value else {type(None): "null"}
     shown = kinds.get(type(value)) or one_sentence(repr(value), 60)
     for pattern, words in _WORDS:
         if match := re.search(pattern, f"{where}\n{kind}: {text}", re.MULTILINE):

@@ -83,7 +83,7 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def unsafe_path(name: str) -> str | None:
     """Return why a path may lead out of its package, or to another file, on some system; None if it is safe."""
-    parts = PurePosixPath(name).parts
+    parts, encoded = PurePosixPath(name).parts, name.encode(errors="surrogatepass")
     devices = [stem for part in parts if (stem := part.split(".")[0].rstrip(" ")).casefold() in _DEVICES]
     problems = (
         (not name, "is empty"),
@@ -91,17 +91,13 @@ def unsafe_path(name: str) -> str | None:
         (".." in (*PureWindowsPath(name).parts, *parts), "leads out of the package with '..'"),
         (any(unicodedata.category(char) in ("Cc", "Cs") for char in name), "contains control characters"),
         ("\\" in name, "contains a backslash, which separates folders on Windows"),
-        (_bytes(name) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
-        (max(map(_bytes, parts), default=0) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
+        (len(encoded) > _MAX_PATH_BYTES, f"is longer than {_MAX_PATH_BYTES} bytes"),
+        (max(map(len, encoded.split(b"/"))) > _MAX_PART_BYTES, f"contains a name longer than {_MAX_PART_BYTES} bytes"),
         (devices, f"names the device {''.join(devices[:1])!r} of Windows"),
         (any(part.endswith((".", " ")) for part in parts), "ends in a dot or a space, which Windows drops"),
         (":" in name, "contains a colon, which names a drive or a hidden stream on Windows"),
     )
     return next((why for applies, why in problems if applies), None)
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode(errors="surrogatepass"))
 
 
 def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
@@ -131,11 +127,10 @@ def _unsafe(entry: zipfile.ZipInfo) -> str | None:
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
     """Return entries that would overwrite each other: on Windows and macOS, README.md and readme.md are one file."""
     # PurePosixPath also drops '.' and doubled slashes
-    folded = [(PurePosixPath(fold(entry.filename)), entry.is_dir()) for entry in entries]
-    files = Counter(path for path, is_folder in folded if not is_folder)
-    files.update({path for path, is_folder in folded if is_folder} | {up for path in files for up in path.parents})
-    plain = {path for path, is_folder in folded if not is_folder}
-    return [f"{shown(str(path))} occurs {files[path]} times" for path in sorted(plain) if files[path] > 1]
+    files = [PurePosixPath(fold(entry.filename)) for entry in entries if not entry.is_dir()]
+    folders = {PurePosixPath(fold(entry.filename)) for entry in entries if entry.is_dir()}
+    counts = Counter([*files, *folders.union(*(path.parents for path in files))])
+    return [f"{shown(str(path))} occurs {counts[path]} times" for path in sorted({*files}) if counts[path] > 1]
 
 
 def fold(name: str) -> str:
@@ -215,6 +210,11 @@ class Package:
         path = self.root / name
         return path if path.is_file() and _inside(path, self.root) else None
 
+    def holds(self, path: Path) -> bool:
+        """Return whether a file is the zip itself, the description, or one that the description names."""
+        own = [self.source] if self.is_zip else [self.root / self.rdf_name, *self.named.values()]
+        return path.exists() and any(path.samefile(file) for file in own)
+
     def names_outside(self, name: str) -> bool:
         """Return whether a text is the path of a file outside the package, or of a link to one."""
         if os.name == "nt" and name.startswith(("\\\\", "//")):
@@ -275,10 +275,12 @@ def _find_yaml(names: list[str], source: Path) -> str:
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
     if not found:  # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
+        inside = [shown(name) for name in names if name.lower().endswith((*_YAML_NAMES, ".zip"))]
         problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
+        problem += f", but {few(inside)}" if inside else ""
         if source.is_dir():
             raise UnreadableModelError(f"{problem}; {_WANTED} (`gap-bioimage export` makes a zip of a training run).")
-        hint = "zip the model's files themselves, not the folder that holds them"
+        hint = "zip the model's files themselves, not their folder or zip"
         raise UnreadableModelError(f"{problem}, or {_CUT_OFF}; {hint}.")
     return found[0]
 

@@ -66,7 +66,7 @@ def repair(
             broken = next(check for check in checks if check.status == "failed")
             raise UnreadableModelError(f"{path} is not repaired: {broken.message}. {broken.fix}")
         names = _files_of(package)
-        _refuse_output(package, names, out)
+        _refuse_output(package, out)
         folder = package.scratch / "repaired"
         folder.mkdir()
         transfer = os.replace if package.is_zip else shutil.copyfile  # unpacked files are temporary anyway
@@ -111,12 +111,11 @@ def _files_of(package: Package) -> list[str]:
     return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 
-def _refuse_output(package: Package, names: list[str], out: Path) -> None:
+def _refuse_output(package: Package, out: Path) -> None:
     source = package.source
-    originals = [source] if package.is_zip else [package.root / name for name in [package.rdf_name, *names]]
     if out.suffix.lower() != ".zip":
         raise OutputError(f"cannot write {out}: a model is a zip; give a name that ends in .zip")
-    if out.exists() and any(out.samefile(file) for file in originals):
+    if package.holds(out):
         raise OutputError(f"cannot write {out}: it is the model to be repaired; choose another name")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"cannot write {out}: it lies inside the model's folder; choose a place outside")

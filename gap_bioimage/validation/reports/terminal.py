@@ -97,10 +97,7 @@ def print_submission(report: Report) -> None:
 
 
 def render_junit(reports: Sequence[Report]) -> str:
-    """Return XML with one suite per model and one case per check; warnings pass and are listed in ``system-out``.
-
-    A model that should have been run and was not is an error of its test.
-    """
+    """Return XML: a suite per model, a case per check, of which warnings pass; a model not run is an error."""
     return render("junit.xml.j2", reports=[with_missed_test(report) for report in reports])
 
 

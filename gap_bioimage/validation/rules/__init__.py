@@ -14,7 +14,7 @@ from typing import Any
 
 from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
-from gap_bioimage.validation.check import NotApplicable, one_sentence
+from gap_bioimage.validation.check import BLOCKS, NotApplicable, one_sentence, rule
 from gap_bioimage.validation.model import Model, Tensor
 
 JDLL = "JDLL 0.6.3, run with libtorch 1.13.1 and 2.0.1 (2026-11)"
@@ -27,8 +27,6 @@ ONE_INPUT = "Put several images into channels of one input."
 OLDER_OPERATORS = "Rewrite it with older operators, e.g. torch._C._nn.upsample_nearest2d or ConvTranspose."
 INTO_GRAPH = "Move the step into the network's graph."
 NAMED_AXES = "Name the axes batch, channel, (z,) y, x; put time into batch."
-FORMAT_059 = "Write format_version 0.5.9."
-PLAIN_STRINGS = "Write file names as plain strings, as format 0.5.9 does."
 ADD_TORCHSCRIPT = "Add torchscript weights."
 
 # installed with bioimageio.core and torch
@@ -141,6 +139,13 @@ def format_version(model: Model) -> str | None:
     if not model.version:
         raise NotApplicable("the description states no format_version")
     return f"format_version is {model.version}" if model.version_numbers > _NEWEST_READ else None
+
+
+def reads_plain_strings(name: str, source: str, refuses: str) -> None:
+    """Declare the two rules of a program that reads no files written as {source, sha256}."""
+    old, plain = "Write format_version 0.5.9.", "Write file names as plain strings, as format 0.5.9 does."
+    rule(f"{name}.format_version", BLOCKS, source, repair="lower_format", fix=old, breaks=refuses)(format_version)
+    rule(f"{name}.plain_strings", BLOCKS, source, repair="plain_strings", fix=plain, breaks=refuses)(plain_strings)
 
 
 def uneven_grid(model: Model) -> str | None:

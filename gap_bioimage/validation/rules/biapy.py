@@ -70,22 +70,19 @@ def _kwargs(model: Model) -> Any:
       fix="Write out_channels into the architecture's kwargs, as a number; for BiaPy's own networks as a list.")
 def classes(model: Model) -> str | None:
     """The number of output channels in the kwargs of a segmentation network."""
-    tags, arguments, is_own = set(model.texts("tags")), _kwargs(model) or {}, False
-    names: tuple[str, ...] = _CLASSES
-    if "semantic-segmentation" in tags or ("segmentation" in tags and "instance-segmentation" not in tags):
-        n_classes, index = -1, -1
-        architecture = model.weights[_FORMAT].get("architecture")
-        source = architecture if isinstance(architecture, dict) else {}
-        is_own = any(str(source.get(key)).lower().replace(".py", "") in _NETWORKS for key in ("callable", "source"))
-    elif "instance-segmentation" in tags:
-        names, n_classes, index = _CLASSES[1:3], 2, 0 if "biapy" in tags else -1
-    else:
+    tags, arguments, source = {*model.texts("tags")}, _kwargs(model) or {}, model.weights[_FORMAT].get("architecture")
+    is_instance = "instance-segmentation" in tags and "semantic-segmentation" not in tags
+    if not is_instance and tags.isdisjoint(("semantic-segmentation", "segmentation")):
         return None
-    n_classes = next((arguments[name] for name in names if name in arguments), n_classes)
-    if index == 0 and not isinstance(n_classes, list):
+    names_of_it = [source.get("callable"), source.get("source")] if isinstance(source, dict) else []
+    is_own = any(str(name).lower().replace(".py", "") in _NETWORKS for name in names_of_it)
+    default, names = (2, _CLASSES[1:3]) if is_instance else (1 if is_own else None, _CLASSES)
+    n_classes = next((arguments[name] for name in names if name in arguments), default)
+    is_first = is_instance and "biapy" in tags
+    if is_first and not isinstance(n_classes, list):
         return "a model tagged biapy has no list of output_channels in its kwargs"
-    n_classes = n_classes[index] if isinstance(n_classes, list) and n_classes else n_classes
-    if not isinstance(n_classes, int) or (n_classes == -1 and names == _CLASSES and not is_own):
+    n_classes = n_classes[0 if is_first else -1] if isinstance(n_classes, list) and n_classes else n_classes
+    if not isinstance(n_classes, int) or (n_classes == -1 and not is_instance and not is_own):
         return f"none of {', '.join(names)} is a number in the architecture's kwargs"
     return None
 

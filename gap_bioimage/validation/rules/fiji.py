@@ -33,11 +33,7 @@ _MAX_TILE_VOXELS = 3 * 4096**2
 _MAX_OPSET, _MAX_IR = 18, 8
 _ENGINES = "JDLL 0.6.3, engine/DeepLearningVersion and the engines that it installs (2026-11)"
 
-rule("fiji.format_version", BLOCKS, JDLL, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="Fiji cannot open the model: its JDLL reads no files that are written as {source, sha256}",
-)(rules.format_version)
-rule("fiji.plain_strings", BLOCKS, JDLL, repair="plain_strings", fix=rules.PLAIN_STRINGS,
-     breaks="Fiji cannot open the model: JDLL ends with a ClassCastException")(rules.plain_strings)
+rules.reads_plain_strings("fiji", JDLL, "Fiji cannot open the model: JDLL reads no files written as {source, sha256}")
 rule("fiji.id", BLOCKS, JDLL, versions="0.5", repair="fill_id", breaks="Fiji cannot open the model",
      asks="A non-empty id; in format 0.4 JDLL creates one itself.",
      fix="Give the model a non-empty id; remove it only for an upload to the zoo, which assigns ids itself.",

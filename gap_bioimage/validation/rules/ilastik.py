@@ -1,7 +1,7 @@
 """ilastik, whose server, tiktorch, runs models with bioimageio.core and torch."""
 
 from gap_bioimage.validation import rules
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, consumer, rule
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, NotApplicable, consumer, rule
 from gap_bioimage.validation.model import Model
 from gap_bioimage.validation.rules import TIKTORCH, ZOO_REPORTS, first
 
@@ -14,10 +14,7 @@ consumer("ilastik", "ilastik",
          "ilastik runs models as one step of a workflow, on a server (tiktorch) that has bioimageio.core 0.10.2 and "
          "torch 2.7, but neither ONNX Runtime nor TensorFlow.", 6, reads=_READS)
 
-rule("ilastik.format_version", BLOCKS, TIKTORCH, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="ilastik's bioimageio.core 0.10.2 refuses it")(rules.format_version)
-rule("ilastik.plain_strings", BLOCKS, TIKTORCH, repair="plain_strings", fix=rules.PLAIN_STRINGS,
-     breaks="ilastik's bioimageio.core 0.10.2 refuses it")(rules.plain_strings)
+rules.reads_plain_strings("ilastik", TIKTORCH, "ilastik's bioimageio.core 0.10.2 refuses it")
 rule("ilastik.weights_format", BLOCKS, ZOO_REPORTS, asks="Weights as torchscript or pytorch_state_dict.",
      breaks="ilastik cannot run the model: it has torch only", fix=rules.ADD_TORCHSCRIPT,
 )(lambda model: rules.lacks_weights(model, _READS))
@@ -49,7 +46,9 @@ rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",
       fix="Write the description in format 0.5, with no halo on outputs of fixed size and no axes in scale_linear.")
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
-    if model.outputs and model.valid and model.valid.upgraded is None:
+    if model.valid is None:
+        raise NotApplicable("the description is invalid, see format.valid")
+    if model.valid.upgraded is None:
         return f"the conversion to format 0.5 fails, because {model.valid.not_upgraded}"
     return first(f"{name} names {_LOST[name]}" for name, kwargs in rules.steps_of_04(model)
                  if name in _LOST and kwargs.get(_LOST[name]))

@@ -240,10 +240,7 @@ def few_files(model: Model) -> str | None:
 rule("bioengine.weights_format", BLOCKS, _RUNTIME, asks="Weights other than tensorflow_js.", fix=rules.ADD_TORCHSCRIPT,
      breaks="BioEngine cannot run the model",
 )(lambda model: rules.lacks_weights(model, _READS))
-rule("bioengine.format_version", BLOCKS, _RUNTIME, repair="lower_format", fix=rules.FORMAT_059,
-     breaks="BioEngine cannot read the model with its bioimageio.spec 0.5.10.2")(rules.format_version)
-rule("bioengine.plain_strings", BLOCKS, _RUNTIME, repair="plain_strings", fix=rules.PLAIN_STRINGS,
-     breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.plain_strings)
+rules.reads_plain_strings("bioengine", _RUNTIME, "BioEngine's bioimageio.spec 0.5.10.2 refuses it")
 rule("bioengine.channel_names", BLOCKS, _RUNTIME, repair="channel_names",
      fix="Name channels by identifiers, such as channel0.",
      breaks="BioEngine's bioimageio.spec 0.5.10.2 refuses it")(rules.identifiers)

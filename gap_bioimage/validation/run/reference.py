@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gap_bioimage.files import replacing
+from gap_bioimage.pictures import new_figure, save_figure, show
 from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
 from gap_bioimage.validation.model import Model
@@ -117,6 +118,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
     failed = [detail for detail in details if detail.errors]
     if failed or summary.status != "passed":
         first = (failed[0].errors[0].msg or failed[0].errors[0].type) if failed else f"status {summary.status}"
+        first = re.sub(r"(?:Frozen|np\.\w+)\(([^()]*)\)", r"\1", first).replace("\\|", "|")  # Python's notation
         if failed and all("batch_size: 2 " in detail.name for detail in failed):
             text = "every single image runs, two at once do not, though any batch size is declared: the test fails"
             return Outcome("warning", f"{text}, and so does the zoo's ({one_sentence(first, 120)})", ONE_IMAGE)
@@ -233,29 +235,25 @@ def keep_evidence(
 
 def draw_evidence(path: Path, evidence: Evidence) -> None:
     """Draw input, expected, got and their difference side by side, one plane of each."""
-    from matplotlib.figure import Figure
-
     arrays = {"input": evidence.given, "expected": evidence.expected, "got": evidence.got}
     planes = {name: _plane(array, evidence.axes) for name, array in arrays.items() if array is not None}
     styles = {name: _limits(planes["input" if name == "input" else "expected"]) for name in planes}
     if planes["got"].shape == planes["expected"].shape:
         planes["got - expected"] = difference = planes["got"] - planes["expected"]
         top = float(np.abs(difference[np.isfinite(difference)]).max(initial=0)) or 1.0
-        styles["got - expected"] = {"cmap": "RdBu_r", "vmin": -top, "vmax": top}
-    figure = Figure((3.2 * len(planes), 3.6), layout="constrained")
+        styles["got - expected"] = {"cmap": "RdBu_r", "vmin": -top, "top": top}
+    figure = new_figure(3.2 * len(planes), 3.6)
     figure.suptitle(evidence.title, fontsize=10)
     for axes, (name, plane) in zip(np.ravel(figure.subplots(1, len(planes))), planes.items(), strict=True):
-        figure.colorbar(axes.imshow(plane, interpolation="nearest", **styles[name]), ax=axes, location="bottom")
-        axes.set_title(name if "got - expected" in planes else f"{name}, {plane.shape}")
-        axes.set_axis_off()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        title = name if "got - expected" in planes else f"{name}, {plane.shape}"
+        figure.colorbar(show(axes, title, plane, **styles[name]), ax=axes, location="bottom")
+    save_figure(figure, path)
 
 
 def _limits(image: NDArray[Any]) -> dict[str, Any]:
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, [0.1, 99.9]) if finite.size else (0.0, 1.0)
-    return {"cmap": "magma", "vmin": low, "vmax": high if high > low else low + 1.0}
+    return {"vmin": low, "top": high if high > low else low + 1.0}
 
 
 def _plane(array: NDArray[Any], axes: Sequence[str]) -> NDArray[np.float64]:

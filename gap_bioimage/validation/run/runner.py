@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +49,7 @@ def of_the_model(part: str = "") -> Iterator[None]:
         raise ModelError(f"{part}: {text}" if part else text) from error
 
 
-class Runner:
+class Runner(AbstractContextManager["Runner"]):
     """A loaded model, whose inputs and outputs are numpy arrays by tensor id, axes as declared; a context manager.
 
     ``file`` holds the weights if they are a file of the package. ``rdf`` is the description as written: bioimageio.spec
@@ -93,9 +93,6 @@ class Runner:
         self.has_linked_sizes = is_new and any(hasattr(a.size, "tensor_id") for t in descr.inputs for a in t.axes)
         # in output pixels
         self.halo: dict[Axis, int] = {key: int(a.halo) for key, a in axes.items() if getattr(a, "halo", 0)}
-
-    def __enter__(self) -> Runner:
-        return self
 
     def __exit__(self, *_: object) -> None:
         with quiet():

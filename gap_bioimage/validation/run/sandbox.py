@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gap_bioimage.validation.check import RUNS, Check, Severity, declare, definition, one_sentence
+from gap_bioimage.validation.check import RUNS, Check, Picture, Severity, declare, definition, one_sentence
 from gap_bioimage.validation.run.reference import CORE_TEST
 from gap_bioimage.validation.run.session import Job, Session
 
@@ -62,7 +62,7 @@ class Limits:
         return int(_DEFAULT_SHARE * total if self.memory_gib is None else self.memory_gib * 2**30)
 
 
-class Sandbox:
+class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     """A subprocess that runs models one after the other, within limits; a context manager, which ends it."""
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -71,9 +71,6 @@ class Sandbox:
         self._answers: queue.Queue[Message] = queue.Queue()
         self._model: int | None = None  # id of the process that runs the model, reported by itself
         self._checked_at = 0.0
-
-    def __enter__(self) -> Sandbox:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
@@ -95,8 +92,8 @@ class Sandbox:
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
         return self._process
 
-    def run(self, job: Job) -> Iterator[Check | tuple[str, str, Path]]:
-        """Run all checks of a job; yield checks, and pictures as check id, title and path."""
+    def run(self, job: Job) -> Iterator[Check | Picture]:
+        """Run all checks of a job; yield checks and, on request, pictures."""
         done = list(job.done)
         for _ in range(_MAX_DEATHS):
             state = Message()
@@ -104,7 +101,8 @@ class Sandbox:
                 if "check" not in message:
                     state |= message
                 elif (name := message["check"]["id"]) not in done:  # a model that forks may report it twice
-                    yield from ((name, title, Path(path)) for title, path in message["drawn"])
+                    files = [(title, Path(path)) for title, path in message["drawn"] if job.pictures]
+                    yield from (Picture(name, title, png.read_bytes()) for title, png in files if png.is_file())
                     done.append(name)
                     yield Check(**message["check"])
             if "end" in state and "gone" not in state:
