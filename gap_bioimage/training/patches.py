@@ -149,9 +149,8 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
         raise AxesError(f"{name} has no frames along {axis}, expected repeats of one scene; leave repeats out")
     items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
-    if detector is not None and detector.correlations[0] >= CORRELATED:
-        return stacks  # noise that pixels share looks like motion
-    if max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
+    shared = detector is not None and detector.correlations[0] >= CORRELATED  # such noise looks like motion
+    if not shared and max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
         problem = f"{name} does not stand still: changes of neighbouring pixels are correlated, unlike noise"
         warnings.warn(f"{problem}; moving parts will be blurred: train without repeats", CountsWarning, stacklevel=4)
     return stacks

@@ -75,7 +75,8 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
 def _reads_what_fails(name: str, check: Check) -> bool:
     """Return whether a failed check is about weights that a consumer reads, or about the whole model."""
     reads, formats = consumers()[name].reads, {of for entry in consumers().values() for of in entry.reads}
-    named = {of for of in formats if re.search(rf"\b{of}\b", check.message)}
+    # messages begin with the formats, as `merge_outcomes` writes them
+    named = set(re.findall(rf"(?:^|; |, )({'|'.join(formats)})(?=[,:])", check.message))
     return check.consumer not in ("core", "run") or not (reads and named) or not named.isdisjoint(reads)
 
 
