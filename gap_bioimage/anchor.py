@@ -40,15 +40,19 @@ class Anchor(Filters):
     ``steered``); 2D networks learn this equally well by themselves. Version 4 bounds what a network changes (see
     ``log_rate``).
 
-    In training it records the brightness of its brightest input; with ``stored`` this is part of the state_dict.
+    In training it records the brightness of its brightest input, and whether counts are sums of one-bit frames; with
+    ``stored`` both are part of the state_dict.
     """
 
     brightest: Tensor
+    per_frame: Tensor
 
     def __init__(self, dim: int, version: int = 1, stored: bool = True) -> None:
         super().__init__(dim)
         # photons per pixel in the brightest place of the training, infinite if not known
         self.register_buffer("brightest", torch.tensor(math.inf), persistent=stored)
+        # 1 / number of one-bit frames that are summed; 0 if counts have no such limit
+        self.register_buffer("per_frame", torch.tensor(0.0), persistent=stored)
         scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # average the squared bias
         self.n_scales = len(scales)
@@ -107,9 +111,9 @@ class Anchor(Filters):
         of scales and half a smooth scale, d_k are differences of scales (and of directions). The squared error against
         the unknown rate r depends on averages of ``d_j d_k`` and ``(r - m) d_k`` over a window around each pixel. For
         Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what one photon adds to d_k
-        at its own pixel. All terms are weighted by 1 / rate, which makes the variance of the noise 1. Gains shrink
-        towards 0, the more the fewer photons the filter of d_k holds (rate / weight of one photon): otherwise single
-        photons appear as specks.
+        at its own pixel. Sums of n one-bit frames take x - r^2 / n for x in the second term. All terms are weighted by
+        1 / rate, which makes the variance of the noise 1. Gains shrink towards 0, the more the fewer photons the filter
+        of d_k holds (rate / weight of one photon): otherwise single photons appear as specks.
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
@@ -134,7 +138,8 @@ class Anchor(Filters):
                 one_photon.append(self.own[self.steered_scales[k][0]])
         parts, count = torch.stack(terms), len(terms) - 1
         products = self._products(parts * torch.rsqrt(level))
-        levels = torch.cat([level, photons / level]).flatten(0, -4)
+        alone = photons - (self.per_frame * mixture) * mixture
+        levels = torch.cat([level, alone / level]).flatten(0, -4)
         mean_level, share = self.smooth_each([levels], len(self.pools) - 1, False)[0].chunk(2)
         sparsity = torch.square(self.few_photons / mean_level)
         system = torch.cat([products[1:, 1:], products[1:, :1]], 1)
@@ -301,9 +306,10 @@ class Anchor(Filters):
         return torch.sqrt(torch.clamp(self.brightest / brightness, max=1.0))
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *more: Any) -> None:
-        """Load a state dict; older ones do not record the brightness of their training."""
+        """Load a state dict; older ones do not record the brightness of their training, nor one-bit frames."""
         if self.state_dict():  # empty for plain networks
             state_dict.setdefault(prefix + "brightest", torch.tensor(math.inf))
+            state_dict.setdefault(prefix + "per_frame", torch.tensor(0.0))
         super()._load_from_state_dict(state_dict, prefix, *more)
 
 

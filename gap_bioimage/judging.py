@@ -182,9 +182,11 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
 
 
 def _one_bit(frames: int, one: float) -> Finding:
-    text = f"holds {'one-bit frames' if frames > 1 else 'a one-bit frame'}, 0 and {one:g}, at most one photon per pixel"
+    values = f"0 and {one:g}, at most one photon in each pixel"
     if frames > 1:
-        return Finding("photon counts", "one-bit frames", f"{text}; sum them (--sum-frames)", refused=one != 1)
+        text = f"holds one-bit frames, {values}; sum them (--sum-frames)"
+        return Finding("photon counts", "one-bit frames", text, refused=one != 1)
+    text = f"holds a one-bit frame, {values}"
     if one == 1:
         return Finding("photon counts", "one-bit frames", text, refused=False)
     return Finding("counts times k", "one-bit frames", f"{text}; divide by {one:g}", factor=one)

@@ -13,7 +13,8 @@ from gap_bioimage.anchor import Anchor
 from gap_bioimage.config import NetworkConfig, RunConfig
 from gap_bioimage.filters import without_hot_pixels
 from gap_bioimage.inference.reach import receptive_field_px
-from gap_bioimage.network import PhotonDenoiser, UNet
+from gap_bioimage.network import PhotonDenoiser, UNet, photons_of
+from gap_bioimage.simulation import simulate_truth
 
 KINDS: list[dict[str, Any]] = [
     {"dim": 2},
@@ -207,7 +208,7 @@ def test_generation_from_nothing_spreads_and_then_settles() -> None:
 def test_anchors_have_no_parameters_and_overlaps_of_their_filters() -> None:
     for dim in (2, 3):
         anchor = Anchor(dim)
-        assert list(anchor.state_dict()) == ["brightest"]
+        assert list(anchor.state_dict()) == ["brightest", "per_frame"]
         assert not list(anchor.parameters())
         point = torch.zeros(1, 1, 129, 129) if dim == 2 else torch.zeros(1, 33, 129, 129)
         point[0, point.shape[1] // 2, 64, 64] = 1
@@ -224,6 +225,20 @@ def blobs(level: float) -> tuple[Tensor, Tensor]:
     truth = 0.1 + 8 * sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * s**2)) for a, b, s in spots)
     counts = np.random.default_rng(3).poisson(level * truth)
     return torch.from_numpy(counts.astype(np.float32))[None, None], torch.from_numpy(level * truth)[None, None]
+
+
+@pytest.mark.parametrize(("frames", "photons"), [(1, 0.3), (4, 2.0), (16, 5.0)])
+def test_one_bit_frames_lose_no_peak_to_photons_that_they_cannot_hold(frames: int, photons: float) -> None:
+    truth = photons * simulate_truth(2, (256, 256), 3).values
+    detected = np.random.default_rng(0).binomial(frames, 1 - np.exp(-truth / frames)).astype(np.float32)
+    counts, errors = torch.from_numpy(detected)[None, None], []
+    network = UNet(depth=2, start_filts=2, anchor=True, anchor_version=4)
+    for per_frame in (0.0, 1 / frames):
+        network.anchor.per_frame.fill_(per_frame)
+        rate = photons_of(network.rate(counts, network(counts), []), 0.0, frames)[0, 0].detach().numpy()
+        errors.append(float(np.square(rate - truth).mean()))
+    assert errors[1] < 0.65 * errors[0]
+    assert rate[detected > 0].mean() == pytest.approx(truth[detected > 0].mean(), rel=0.2)
 
 
 @pytest.mark.parametrize("level", [0.3, 3.0, 30.0])

@@ -43,6 +43,19 @@ def test_states_of_before_there_was_decay_go_on_without() -> None:
     assert (weight == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "limited"), [((64, 64, 3, 3), False), ((48, 48, 3, 3, 3), True), ((512, 512, 3, 3), True)]
+)
+def test_steps_of_wide_layers_are_limited(shape: tuple[int, ...], limited: bool) -> None:
+    weight = nn.Parameter(torch.zeros(shape))
+    weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    Muon([weight], [], 1.0).step()
+    rows, columns = weight.flatten(1).shape
+    norm = float(torch.linalg.matrix_norm(weight.detach().flatten(1), 2))
+    assert norm < 1.25 * 15 * (rows / columns) ** 0.5
+    assert (float(weight.detach().square().mean().sqrt()) < 0.15) == limited
+
+
 def test_steps_of_weights_and_biases_have_the_size_of_the_learning_rate() -> None:
     weight, bias = nn.Parameter(torch.zeros(16, 4, 3, 3)), nn.Parameter(torch.zeros(16))
     generator = torch.Generator().manual_seed(0)

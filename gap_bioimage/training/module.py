@@ -27,6 +27,7 @@ class GapModule(pl.LightningModule):
         self.network.anchor.brightest.zero_()
         if start is not None:
             self.network.load_state_dict(start.state_dict())
+        self.network.anchor.per_frame.fill_(1 / (config.thinning.ceiling or math.inf))
         train = config.train
         if train.channels_last:
             self.network.to(memory_format=CHANNELS_LAST[config.network.dim])  # type: ignore[call-overload]

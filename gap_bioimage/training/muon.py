@@ -10,6 +10,8 @@ from torch.optim.adam import adam
 
 from gap_bioimage.graphs import Recorded
 
+_SIZE = 0.2  # root mean square of a step, as of Adam's
+_CHANGE = 15.0  # largest change of an output's size by a step, both relative to the learning rate
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: singular values are 0.7 to 1.2 after five iterations
 
 
@@ -17,7 +19,9 @@ class Muon(torch.optim.Optimizer):
     """Step weights along their orthogonalised momentum (all singular values about 1), other parameters as Adam does.
 
     A few directions dominate the gradient of a convolution. Orthogonalised, the others are learned as fast, and in the
-    few hundred steps of a CPU much more is learned. Steps have the size of Adam's: one learning rate serves both.
+    few hundred steps of a CPU much more is learned. Steps have the size of Adam's: one learning rate serves both. In
+    wide layers they are smaller, since such steps change outputs in proportion to the number of inputs, and the outputs
+    of large networks grew without end after a few hundred steps.
     Each step shrinks the weights by ``weight_decay`` times the learning rate. Without it, steps of equal size let them
     grow until, after a thousand, a network may return its bounds everywhere.
 
@@ -79,7 +83,8 @@ def _orthogonal_steps(*gradients: Tensor) -> list[Tensor]:
     for shape in {gradient.shape for gradient in gradients}:
         numbers = [number for number, gradient in enumerate(gradients) if gradient.shape == shape]
         matrices = torch.stack([gradients[number].flatten(1) for number in numbers])
-        scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        rows, columns = matrices.shape[1:]
+        scale = min(_SIZE * math.sqrt(max(rows, columns)), _CHANGE * math.sqrt(rows / columns))
         steps |= dict(zip(numbers, scale * orthogonalised(matrices).reshape(-1, *shape), strict=True))
     return [steps[number] for number in range(len(gradients))]
 
