@@ -123,6 +123,7 @@ def test_from_one_bit_frames_to_a_zip_of_their_sums(run: Any, tmp_path: Path) ->
         done = run("export", trained, zip_path, "--card", tmp_path / "card.yaml", "--quiet")
     assert done.code == 0, done.err
     assert json.loads(run("info", zip_path, "--json", "-").out)["one_bit_frames"] == 8
+    assert [float(load_model(path).network.anchor.per_frame) for path in (trained, zip_path)] == [1 / 8] * 2
     in_core = run_in_core(zip_path, summed[0, :104, :104].astype(np.uint8))
     assert np.corrcoef(in_core.ravel(), denoised[0, :104, :104].ravel())[0, 1] > 0.98
     assert in_core.mean() == pytest.approx(denoised[0, :104, :104].mean(), rel=0.1)
