@@ -65,8 +65,7 @@ def train(
     out
         Run folder, made by this function.
     config
-        All settings, or those of section ``train`` with the others in ``network`` and ``thinning``. Settings that are
-        not given are chosen from the images and the machine, and logged.
+        All settings, or those of section ``train``. What neither it, ``network`` nor ``thinning`` sets is chosen.
     dims
         Axes of ``images`` that are plain arrays, such as ``"zyx"``.
     purpose, repeats
