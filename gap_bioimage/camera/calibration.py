@@ -307,7 +307,7 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         cause = "flicker, motion or sharp structure" if bends > 0 else "saturation or dead time"
         cause += " or dark frames of other settings" if dark is not None else ""
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
-    elif moving := _moving(data):
+    elif not correlated and (moving := _moving(data)):  # correlated noise looks the same
         yield f"the field moves or flickers, which passes for noise: the gain is about {moving:.0%} too large"
     elif curve.chi_square > _MISFIT and not correlated:
         yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
