@@ -103,6 +103,7 @@ def train_model(job: Job, scene: Scene) -> Model:
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
     if job.method == "untrained":
         network = UNet(**config.network.model_dump()).eval()
+        network.anchor.per_frame.fill_(1 / (config.thinning.ceiling or math.inf))
         return Model(network, config.network, (-math.inf, math.inf), n_frames=config.thinning.ceiling)
     counts = [scene.recorded(image) for image in scene.training(job.method, job.seed)]
     images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
