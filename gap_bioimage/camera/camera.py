@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,10 @@ class Detector:
         It equals the variance that does not come from the electrons: read noise, rounding to counts, and the uniform
         noise of one ADU added in training, where several electrons may share one ADU.
         """
+        return self._shift
+
+    @cached_property
+    def _shift(self) -> float | NDArray[np.float64]:
         if self.maps is None:
             camera, deviation = self.camera, round(float(self._deviation(self.camera.read_noise)), 4)
             return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), deviation)

@@ -43,9 +43,7 @@ class Training:
     sum_frames: options.SumFrames = None
     time_as_z: options.TimeAsZ = False
     separate_channels: options.SeparateChannels = False
-    repeats: Annotated[str | None, Option(help="t if frames repeat one scene: the nearest frames are the target.")] = (
-        None
-    )
+    repeats: Annotated[str | None, Option(help="t if frames repeat one scene: the nearest are the target.")] = None
     init: Annotated[Path | None, Option(help=_INIT)] = None
     resume: Annotated[bool, Option("--resume", help="Resume the run in --out.")] = False
     device: options.Device = "auto"

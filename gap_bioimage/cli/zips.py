@@ -203,7 +203,8 @@ def _spare(models: list[Path], pages: list[Path | None]) -> None:
     from gap_bioimage.validation.archive.package import open_package
 
     present = [page for page in pages if page is not None and page.is_file()]
-    for model in (path for path in models if path.is_dir() or path.suffix.lower() in (".yaml", ".yml")):
+    loose = [path for path in models if path.is_dir() or path.suffix.lower() in (".yaml", ".yml")]
+    for model in loose if present else ():  # opening a model reads its description and lists its files
         with suppress(UnreadableModelError), open_package(model) as (package, _):
             if own := [page for page in present if package is not None and package.holds(page)]:
                 raise OutputError(f"cannot write {own[0]}: it is a file of the model {model}; choose another name")

@@ -69,8 +69,8 @@ class Stack:
             return self._counts(self.values, rng)
         chosen = int(rng.integers(count := len(self.values)))
         first = max(0, min(chosen - _TARGET_EXPOSURES // 2, count - _TARGET_EXPOSURES - 1))
-        near = set(range(first, min(first + _TARGET_EXPOSURES + 1, count))) - {chosen}
-        one, *others = (self._counts(self.values[number], rng) for number in (chosen, *sorted(near)))
+        near = [other for other in range(count)[first : first + _TARGET_EXPOSURES + 1] if other != chosen]
+        one, *others = (self._counts(self.values[number], rng) for number in (chosen, *near))
         usable = [window.usable for window in (one, *others) if window.usable is not None]
         total = np.stack([window.counts for window in others]).sum(axis=0, dtype=np.int32)
         return one._replace(usable=np.all(usable, axis=0) if usable else None, others=total, n_others=len(others))
