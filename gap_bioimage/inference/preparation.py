@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gap_bioimage.camera.camera import Detector, check_camera_image
+from gap_bioimage.camera.noise import hot_pixels
 from gap_bioimage.counts import check_dim, check_whole_numbers
 from gap_bioimage.errors import (
     AxesError,
@@ -27,7 +28,7 @@ from gap_bioimage.errors import (
     HotPixelWarning,
     NotPhotonCountsError,
 )
-from gap_bioimage.filters import hot_pixels, whole_counts, without_hot_pixels
+from gap_bioimage.filters import whole_counts, without_hot_pixels
 from gap_bioimage.io.image import as_image, items_first, time_as_z
 from gap_bioimage.model import CameraLike, Model, check_model
 from gap_bioimage.network import photons_of
@@ -176,19 +177,16 @@ def _trained_on(n_frames: int) -> str:
 
 def _without_hot_pixels(ordered: xr.DataArray, name: str, origin: tuple[int, int]) -> xr.DataArray:
     """Replace hot pixels by the mean of their neighbours: the network would spread their counts over the image."""
-    planes, replaced = ordered.data.reshape(-1, 1, 1, *ordered.shape[-2:]), None
+    planes, replaced = ordered.data.reshape(-1, *ordered.shape[-2:]), None
     positions: dict[tuple[int, int], int] = {}  # listed once for all frames
     for number, plane in enumerate(planes):
-        if int(plane.max(initial=0)) <= 20:  # hot pixels hold more
-            continue
-        counts = torch.from_numpy(np.ascontiguousarray(plane).astype(np.float32))
-        hot = hot_pixels(counts)
-        if bool(hot.any()):
+        hot = hot_pixels(plane)
+        if hot.any():
             replaced = planes.copy() if replaced is None else replaced
-            cold = without_hot_pixels(counts)
-            replaced[number] = np.where(hot, (cold if plane.dtype.kind == "f" else torch.round(cold)).numpy(), plane)
-            for y, x in hot[0, 0].nonzero().tolist():
-                positions.setdefault((origin[0] + y, origin[1] + x), int(plane[0, 0, y, x]))
+            cold = without_hot_pixels(torch.from_numpy(plane[None].astype(np.float32)))[0]
+            replaced[number][hot] = (cold if plane.dtype.kind == "f" else torch.round(cold)).numpy()[hot]
+            for y, x in np.argwhere(hot).tolist():
+                positions.setdefault((origin[0] + y, origin[1] + x), int(plane[y, x]))
     if replaced is None:
         return ordered
     listed = ", ".join(f"{count} at (y {y}, x {x})" for (y, x), count in list(positions.items())[:_LISTED])
