@@ -1,4 +1,4 @@
-"""The Lightning module that minimises the photon loss."""
+"""The Lightning module that minimises the photon loss, for anchored networks together with the total loss."""
 
 import math
 from typing import Any
@@ -49,18 +49,20 @@ class GapModule(pl.LightningModule):
         """Return the mean photon loss of a batch plus, by default for anchored networks only, the total loss."""
         if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
             self.recorded = record_training(self.network, batch.photons)
-        log_rate = without_dark(self(batch.photons), batch.dark)
-        has_target = batch.target.flatten(1).sum(1) > 0
-        losses, n_images = photon_loss(log_rate, batch.target, batch.weight), has_target.sum().clamp(min=1)
-        self.train_losses.append(losses.detach().sum() / n_images)
+        losses, importance, has_target = self._losses(batch)
+        self.train_losses.append(_weighted_mean(losses.detach(), importance * has_target))
         self.input_db = batch.db
-        importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
-        loss = (importance * losses).sum() / n_images
+        return (importance * losses).sum() / has_target.sum().clamp(min=1)
+
+    def _losses(self, batch: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, importance and whether there are target photons, (b,) each; the loss is in nats per photon."""
+        log_rate = without_dark(self(batch.photons), batch.dark)
+        losses = photon_loss(log_rate, batch.target, batch.weight)
         total_weight = self.config.train.total_weight
         if weight := float(self.network.anchored) if total_weight is None else total_weight:
-            totals = total_loss(log_rate, batch.target, batch.exposure, batch.weight)
-            loss = loss + weight * (importance * totals).mean()
-        return loss
+            losses = losses + weight * total_loss(log_rate, batch.target, batch.exposure, batch.weight)
+        importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
+        return losses, importance, batch.target.flatten(1).sum(1) > 0
 
     def _importance(self, photons: Tensor) -> Tensor:
         """Return a weight per image, (b,), 1 for the brightest.
@@ -87,11 +89,10 @@ class GapModule(pl.LightningModule):
             self.average.update_parameters(self.network)
 
     def validation_step(self, batch: Pairs, batch_index: int) -> None:
-        """Collect the photon loss of held-out windows and the number of windows."""
-        has_target = batch.target.flatten(1).sum(1) > 0
-        log_rate = without_dark(self(batch.photons).detach(), batch.dark)
-        losses = photon_loss(log_rate, batch.target, batch.weight)
-        self.validation.append(torch.stack([(losses * has_target).double().sum(), has_target.double().sum()]).cpu())
+        """Collect the loss of held-out windows, weighted as in training, and the weights."""
+        losses, importance, has_target = self._losses(batch)
+        weights = (importance * has_target).double()
+        self.validation.append(torch.stack([(losses.detach() * weights).sum(), weights.sum()]).cpu())
 
     def train_loss(self) -> float:
         """Return the mean loss of the training steps since the last call."""
@@ -131,3 +132,7 @@ class GapModule(pl.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum().clamp(min=1e-12)

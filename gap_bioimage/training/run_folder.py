@@ -326,7 +326,7 @@ def draw(run: Path, model: Model) -> None:
     axes = figure.add_subplot()
     for column, label in (("train_loss", "training"), ("validation_loss", "held out")):
         axes.plot([row["step"] for row in rows], [row[column] for row in rows], marker=".", label=label)
-    axes.set(xlabel="step", ylabel="photon loss (nats per photon)")
+    axes.set(xlabel="step", ylabel="loss (nats per photon)")
     axes.legend()
     save_figure(figure, run / "loss.png")
     draw_grid(run / "preview.png", [preview(run, model)])
