@@ -181,6 +181,49 @@ def test_a_warning_is_one_line_too(run: Any, trained_2d: Trained, tmp_path: Path
     assert re.fullmatch(r"warning: .*hot.*\n", result.err)
 
 
+def test_many_images_are_denoised_into_a_folder(run: Any, trained_2d: Trained, counts: Path, tmp_path: Path) -> None:
+    image, photons = tmp_path / "b.npy", tifffile.imread(counts) + 1
+    np.save(image, photons)
+    (broken := tmp_path / "a.tif").write_bytes(b"junk")
+    for out in (tmp_path / "one.tif", tmp_path / "other.npy"):
+        assert run("denoise", trained_2d.run, counts if out.suffix == ".tif" else image, out, "--axes", "yx").code == 0
+    result = run("denoise", trained_2d.run, broken, counts, image, tmp_path / "folder", "--axes", "yx")
+    assert result.code == 2 and re.findall(r"^error: (.*a\.tif)", result.err, re.M) == [f"{broken}"] * 2
+    assert sorted(snapshot(tmp_path / "folder")) == ["b.npy", "counts.tif"]
+    for name, alone in (("counts.tif", "one.tif"), ("b.npy", "other.npy")):
+        assert (tmp_path / "folder" / name).read_bytes() == (tmp_path / alone).read_bytes()
+    before = snapshot(tmp_path / "folder")
+    assert run("denoise", trained_2d.run, counts, tmp_path / "folder").code == 0
+    (tmp_path / "day").mkdir()
+    counts.rename(tmp_path / "day" / "counts.tif")
+    assert run("denoise", trained_2d.run, tmp_path / "day", tmp_path / "new").code == 0
+    assert snapshot(tmp_path / "new") == {"counts.tif": before["counts.tif"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["c.tif", "d.tif", "e.tif"], "a folder"),
+        (["sub", "e.tif"], "a folder"),
+        (["c.tif", "sub/c.tif", "folder"], "two images"),
+        (["c.tif", "d.tif", "."], "input itself"),
+        (["c.tif", "d.tif", "no/folder"], "create no first"),
+        (["c.tif", "d.tif", "folder", "--regions", "c.tif"], "one image"),
+        (["c.tif", "d.tif", "folder", "--tile", "8,8"], "tiles of at least"),
+    ],
+)
+def test_many_images_need_a_folder_and_names_of_their_own(
+    run: Any, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("c.tif", "d.tif", "sub/c.tif"):
+        (tmp_path / name).write_bytes(counts.read_bytes())
+    before = snapshot(tmp_path)
+    assert message in one_sentence(run("denoise", "nuclei", *arguments))
+    assert snapshot(tmp_path) == before
+
+
 def test_info_tells_what_the_model_is_and_nothing_else(run: Any, trained_2d: Trained) -> None:
     result = run("info", trained_2d.run, "--json", "-")
     report = json.loads(result.out)

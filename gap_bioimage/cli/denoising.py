@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer import Argument, Option
 
 from gap_bioimage.cli import options
-from gap_bioimage.cli.console import keep_memory, progress_bar, say, sizes, write_json
+from gap_bioimage.cli.console import complain, keep_memory, progress_bar, report_error, say, sizes, write_json
 from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection, camera_option
+from gap_bioimage.errors import ConfigError, GapError
+from gap_bioimage.files import check_output_path
 
 if TYPE_CHECKING:
     from gap_bioimage.config import SamplingConfig
@@ -108,10 +110,21 @@ class Volumes(Running):
         return {"part": (int(part[1]), int(part[2])), **volume, **self.options()}
 
 
+class How(NamedTuple):
+    """The options of ``denoise``, the same for all images."""
+
+    selection: Selection
+    layout: Layout
+    running: Volumes
+    detector: Detector
+    region: Regions
+    quiet: bool
+
+
 def denoise(
     model: ModelPath,
-    image: options.Image,
-    out: options.Out,
+    images: options.Images,
+    out: options.OutOrFolder,
     selection: Selection,
     layout: Layout,
     running: Volumes,
@@ -121,43 +134,84 @@ def denoise(
 ) -> None:
     """Denoise photon counts: estimate the expected photons per pixel (MMSE).
 
+    Several images, or those of a folder, are written into a folder under their own names; bad ones are left out.
     Outputs that end in .zarr are written block by block, from images of any size. To resume, run the command again.
     """
     import gap_bioimage as gap
-    from gap_bioimage.inference.files import read_for_model
     from gap_bioimage.io import check_output
 
-    if running.has_volume_options(out) and region.regions is not None:
+    images, outputs = _pairs(images, out)
+    if running.has_volume_options(outputs[0]) and region.regions is not None:
         raise typer.BadParameter("--regions takes an image that fits into memory, without options such as --block")
     if region.json_out is not None and region.regions is None:
         raise typer.BadParameter("--json is the file for the results of --regions; give both")
     if running.status:
         print(gap.volume_status(out))
         return
-    if layout != Layout() and region.regions is not None:
+    if region.regions is not None and (layout != Layout() or len(images) > 1):
         flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
-        raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, without {flags}")
-    check_output(out)
-    loaded = gap.load_model(model)
-    camera = loaded.camera_for(camera_option(detector.camera))
+        problem = f"without {flags}" if flags else f"not {len(images)} images"
+        raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, {problem}")
+    for image, path in zip(images, outputs, strict=True):
+        check_output(path, image)
+    loaded, how, failed = gap.load_model(model), How(selection, layout, running, detector, region, quiet), False
+    for image, path in zip(images, outputs, strict=True):
+        try:
+            _denoise_one(loaded, image, path, how)
+        except (GapError, OSError, ValueError) as error:
+            if len(images) == 1 or isinstance(error, ConfigError):
+                raise
+            report_error(error)
+            complain(f"{image} was left out")
+            failed = True
+    if failed:
+        raise typer.Exit(2)
+
+
+def _pairs(images: list[Path], out: Path) -> tuple[list[Path], list[Path]]:
+    """Return images and where to write each: ``out``, or a file in the folder ``out`` for several or for a folder."""
+    from gap_bioimage.io.read import image_files
+    from gap_bioimage.io.write import SUFFIXES
+
+    if len(images) == 1 and (out.suffix.lower() == ".zarr" or not (out.is_dir() or images[0].is_dir())):
+        return images, [out]
+    files = [file for image in images for file in image_files(image)]
+    if files == images[:1] and not out.is_dir():  # an OME-Zarr, which is a folder
+        return images, [out]
+    if out.suffix.lower() in SUFFIXES:
+        raise typer.BadParameter(f"{len(files)} images need a folder to be written to, not {out}; add the folder")
+    outputs = [out / (file.name if file.suffix.lower() in SUFFIXES else f"{file.stem}.tif") for file in files]
+    if twice := [path.name for number, path in enumerate(outputs) if path in outputs[:number]]:
+        raise typer.BadParameter(f"two images would be written to {twice[0]}; denoise them into different folders")
+    check_output_path(out, folder=True)
+    out.mkdir(exist_ok=True)
+    return files, outputs
+
+
+def _denoise_one(model: Model, image: Path, out: Path, how: How) -> None:
+    import gap_bioimage as gap
+    from gap_bioimage.inference.files import read_for_model
+
+    selection, layout, running, detector, region, quiet = how
+    camera = model.camera_for(camera_option(detector.camera))
     if out.suffix.lower() == ".zarr" and region.regions is None:
         arguments = running.volume_options() | asdict(layout) | {"camera": camera}
-        _run_blockwise(loaded, image, out, detector.sum_frames, selection, quiet, **arguments)
+        _run_blockwise(model, image, out, detector.sum_frames, selection, quiet, **arguments)
         return
     keep_memory()
-    counts = read_for_model(loaded, image, camera, detector.sum_frames, **asdict(selection))
+    counts = read_for_model(model, image, camera, detector.sum_frames, **asdict(selection))
     arguments = {"camera": camera, **running.options()}
     if region.regions is not None:
         axes = selection.axes
         labels = gap.read_photons(region.regions, axes if axes and "c" not in axes else None, check=False)
         exact = {name: value for name, value in arguments.items() if name != "precision"}  # small differences of rates
-        estimates = gap.region_uncertainty(loaded, counts, labels, seed=region.seed, **exact)
+        estimates = gap.region_uncertainty(model, counts, labels, seed=region.seed, **exact)
         write_json(region.json_out, [[estimate.to_dict() for estimate in estimates]])
         for estimate in estimates:
             say(quiet or str(region.json_out) == "-", str(estimate))
     with progress_bar(quiet, "denoising") as (bar, task):
         arguments["on_tile"] = lambda done, total: bar.update(task, completed=done, total=total)
-        rate = gap.denoise(loaded, counts, **asdict(layout), **arguments)
+        rate = gap.denoise(model, counts, **asdict(layout), **arguments)
     gap.write_image(out, rate)
     say(quiet, f"{out}: {sizes(rate)}, {float(rate.mean()):.3g} photons per pixel")
 

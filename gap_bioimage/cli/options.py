@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import inspect
-import itertools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,9 @@ Device = Annotated[str, Option(help="Device to run on: auto, cpu, cuda, ...")]
 Seed = Annotated[int, Option(min=0, help="Seed of all random numbers.")]
 Json = Annotated[Path | None, Option("--json", help="Write the report as JSON to this file; - prints it.")]
 Image = Annotated[Path, Argument(help="Image of photon counts, or of a camera (see --camera).")]
+Images = Annotated[list[Path], Argument(help="Images or folders of photon counts, or of a camera (see --camera).")]
 Out = Annotated[Path, Argument(help="Image to write (.tif, .ome.tif, .ome.zarr, .h5, .npy).")]
+OutOrFolder = Annotated[Path, Argument(help="Image to write, as .tif, .ome.tif, .ome.zarr, .h5 or .npy; or a folder.")]
 RunCode = Annotated[bool, Option("--run-code", help="Allow Python code in the model to run.")]
 ModelPath = Annotated[Path, Argument(help="Run folder, checkpoint (ours or the original GAP's), state_dict or zip.")]
 _PRETRAINED = f"Use a model from the package in place of MODEL: {', '.join(pretrained.names())}."
@@ -102,13 +103,16 @@ def check_paths(arguments: Mapping[str, Any]) -> None:
     """Check, before the work, that outputs can be written, and overwrite neither inputs nor each other."""
     values = [(name, item) for name, of in arguments.items() for item in (of if isinstance(of, list) else [of])]
     paths = [(name, path) for name, path in values if isinstance(path, Path) and str(path) != "-"]
+    outputs = [path for name, path in paths if name in ("out", *_SIDE_OUTPUTS)]
+    inputs = [path for name, path in paths if name not in ("out", *_SIDE_OUTPUTS)]
     for name, path in paths:
         if name in _SIDE_OUTPUTS:
             check_output_path(path, folder=path.suffix.lower() == ".zarr")
-    for (name, path), (name_2, path_2) in itertools.combinations(paths, 2):
-        same = path.samefile(path_2) if path.exists() and path_2.exists() else path.absolute() == path_2.absolute()
-        if same and not {name, name_2}.isdisjoint(("out", *_SIDE_OUTPUTS)):
-            raise OutputError(f"{path} is the input itself, or another output, and is kept; choose another name")
+    for number, path in enumerate(outputs, 1):
+        for other in outputs[number:] + inputs:
+            same = path.samefile(other) if path.exists() and other.exists() else path.absolute() == other.absolute()
+            if same:
+                raise OutputError(f"{path} is the input itself, or another output, and is kept; choose another name")
 
 
 class Verb(TyperCommand):

@@ -124,14 +124,15 @@ def read_images(
     list of xarray.DataArray
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in paths for file in _image_files(Path(path))]
+    files = [file for path in paths for file in image_files(Path(path))]
     if not files:
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     return _read_all(files, chosen, saturation if check else None, on_disk)
 
 
-def _image_files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """Return a file or OME-Zarr itself, or the images in a folder in natural order."""
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
@@ -188,7 +189,7 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
     """Open an image, or a folder with one plane per file in natural order as one stack, without loading its values."""
     if not path.is_dir() or is_zarr(path):
         return open_image(path, **chosen)
-    files = _image_files(path)
+    files = image_files(path)
     first = open_image(files[0], **chosen)
     if len(files) > 1 and {str(file.resolve()) for file in files} <= first.encoding.get("files", set()):
         return first  # one image in several files
