@@ -139,7 +139,9 @@ class TrainConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = Field(200, description="steps of rising rate; in the second half it falls to 1 %")
     gradient_clip: PositiveFloat = 0.5
-    total_weight: NonNegativeFloat | None = Field(None, description="weight of total_loss; default 1, plain networks 0")
+    total_weight: NonNegativeFloat | None = Field(
+        None, description="weight of the total in the loss; default 1, plain 0"
+    )
     brightness_power: NonNegativeFloat | None = Field(
         None, description="power of an image's photons that weights its loss; default: 0.7, for older networks 0"
     )

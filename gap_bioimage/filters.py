@@ -15,6 +15,7 @@ MIN_SHIFT = 0.25
 NEIGHBOURS_REACH_PX = 2
 """Reach of the neighbourhood from which the mean at a camera pixel is estimated."""
 _MATRIX_PX = 1024  # largest side that a GPU filters with matrices; for larger images launch times do not matter
+_TRAINING_PX = 128  # the same for windows that a CPU trains on
 _MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
 
 
@@ -203,7 +204,7 @@ class Filters(nn.Module):
     def smooth_each(self, images: list[Tensor], first: int, enlarge: bool = True) -> list[Tensor]:
         """Smooth each image with a filter of its own; the filters are numbered from ``first`` on."""
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if images[0].is_cuda and max(images[0].shape[-2:]) <= _MATRIX_PX:
+            if max(images[0].shape[-2:]) <= (_MATRIX_PX if images[0].is_cuda else _TRAINING_PX * self.training):
                 return list(self._by_matrices(torch.stack(images), first, enlarge).unbind())
         return [self.smooth(images[number], first + number, enlarge) for number in range(len(images))]
 

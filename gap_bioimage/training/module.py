@@ -1,4 +1,4 @@
-"""The Lightning module that minimises the photon loss, for anchored networks together with the total loss."""
+"""The Lightning module that minimises the photon loss."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gap_bioimage.config import RunConfig
 from gap_bioimage.graphs import CHANNELS_LAST, record_training
 from gap_bioimage.network import UNet
-from gap_bioimage.training.loss import photon_loss, total_loss, without_dark
+from gap_bioimage.training.loss import photon_loss, without_dark
 from gap_bioimage.training.muon import Muon
 from gap_bioimage.training.pairs import Pairs
 
@@ -46,7 +46,7 @@ class GapModule(pl.LightningModule):
         return log_rate
 
     def training_step(self, batch: Pairs, batch_index: int) -> Tensor:
-        """Return the mean photon loss of a batch plus, by default for anchored networks only, the total loss."""
+        """Return the loss of a batch; that of totals is by default part of it for anchored networks only."""
         if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
             self.recorded = record_training(self.network, batch.photons)
         losses, importance, has_target = self._losses(batch)
@@ -57,10 +57,10 @@ class GapModule(pl.LightningModule):
     def _losses(self, batch: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, importance and whether there are target photons, (b,) each; the loss is in nats per photon."""
         log_rate = without_dark(self(batch.photons), batch.dark)
-        losses = photon_loss(log_rate, batch.target, batch.weight)
         total_weight = self.config.train.total_weight
-        if weight := float(self.network.anchored) if total_weight is None else total_weight:
-            losses = losses + weight * total_loss(log_rate, batch.target, batch.exposure, batch.weight)
+        if total_weight is None:
+            total_weight = float(self.network.anchored)
+        losses = photon_loss(log_rate, batch.target, batch.weight, batch.exposure, total_weight)
         importance = self._importance(batch.photons if batch.dark is None else batch.photons - batch.dark)
         return losses, importance, batch.target.flatten(1).sum(1) > 0
 
