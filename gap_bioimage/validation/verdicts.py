@@ -1,6 +1,5 @@
 """Derive from the checks which programs will run the model, its score in the zoo, and how to raise this score."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,10 +73,8 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
 
 def _reads_what_fails(name: str, check: Check) -> bool:
     """Return whether a failed check is about weights that a consumer reads, or about the whole model."""
-    reads, formats = consumers()[name].reads, {of for entry in consumers().values() for of in entry.reads}
-    # messages begin with the formats, as `merge_outcomes` writes them
-    named = set(re.findall(rf"(?:^|; |, )({'|'.join(formats)})(?=[,:])", check.message))
-    return check.consumer not in ("core", "run") or not (reads and named) or not named.isdisjoint(reads)
+    reads = consumers()[name].reads
+    return not (reads and check.concerns) or not {*reads}.isdisjoint(check.concerns)
 
 
 def _messages(checks: Sequence[Check]) -> str:
@@ -92,7 +89,7 @@ def _untested(name: str, checks: Sequence[Check]) -> str:
     if test is None or test.status == "skipped":
         return "the model was not run" if test is None else _with_fix(test)
     reads = consumers()[name].reads
-    if any(re.search(rf"\b{weights}\b", test.message) for weights in reads):  # core.test names the formats that it ran
+    if not {*reads}.isdisjoint(test.concerns):
         return ""
     ids = {f"run.{weights}" for weights in reads}
     return next((_with_fix(check) for check in checks if check.status == "skipped" and check.id in ids), "")

@@ -73,4 +73,6 @@ def json_schema() -> dict[str, Any]:
         "Report", status=(Status, ...), model=(str, ...), checks=(list[Check], ...),
         verdicts=(list[Verdict], ...), consumers=(list[Verdict], ...), score=(Score | None, ...), **optional,
     )  # fmt: skip
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    schema = model.model_json_schema()
+    del schema["$defs"]["Check"]["properties"]["concerns"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

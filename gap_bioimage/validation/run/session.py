@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -144,7 +144,7 @@ class Session:
         if model_raised:  # a model that raises does not run, whatever the severity of the check
             check = replace(check, status=outcome.status)
         pictures = reference.keep_evidence(definition.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
-        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in pictures])
+        self.send(check=asdict(check), drawn=[(title, str(path)) for title, path in pictures])
 
 
 def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
