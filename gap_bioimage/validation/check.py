@@ -120,6 +120,11 @@ def one_sentence(text: object, limit: int = 300) -> str:
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number and its noun, whose plural ends in s."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 Kind = Literal["rule", "archive", "run"]
 PLUGINS = ["gap_bioimage.exporting.checks"]  # modules outside this package that declare checks
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, references
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, counted, declare, one_sentence
 
 MAX_ENTRIES = 10_000
 MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten times its size in memory
@@ -114,7 +114,7 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
         (_DUPLICATES, _collisions(entries), "every name is unique"),
         (_ENCRYPTED, [f"{name} is encrypted" for name, e in named if e.flag_bits & 0x1], "nothing is encrypted"),
         (_COMPRESSION, unsupported, "every entry is stored or deflated"),
-        (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
+        (_BOMB, list(_bombs(entries, total)), f"{counted(len(entries), 'file')}, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
 
@@ -306,7 +306,7 @@ def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
             checks += entry_checks(entries)
             if all(check.status == "passed" for check in checks):
                 archive.extractall(root)  # never more of an entry than the directory states
-                checks.append(_INTACT.passed(f"all {len(entries)} entries can be unpacked"))
+                checks.append(_INTACT.passed("every entry can be unpacked"))
     except UnreadableModelError:
         raise
     except Exception as error:  # zipfile and the decompressors may raise anything

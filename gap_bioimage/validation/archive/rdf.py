@@ -18,6 +18,7 @@ MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest
 MAX_DEPTH = 50
 _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # of free content, or about other resources
+_UTF_8 = "Save the description as UTF-8 text."
 _PLAIN = "Write the description again, with plain texts, numbers and lists."
 _NO_ALIASES = "Write the description without aliases: replace each * by the value that it refers to, and remove each &."
 _NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
@@ -44,7 +45,7 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
         text, fix = _NESTED, _PLAIN
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
-        fix = "Save the description as UTF-8 text."
+        fix = _UTF_8
     except Exception as error:  # the parser's errors have no common base class
         problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         line = "" if mark is None else f"line {mark.line + 1}: "
@@ -60,6 +61,8 @@ def _parse(path: Path) -> dict[str, Any]:
     if size > MAX_RDF_BYTES:
         raise _TrapError(f"is refused: it has {size} bytes, a description has at most {MAX_RDF_BYTES}", _PLAIN)
     text = path.read_text(encoding="utf-8-sig")  # the parser takes a byte order mark for part of the first key
+    if "\0" in text:
+        raise _TrapError("is not UTF-8, since it holds zero bytes, as UTF-16 does", _UTF_8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one per anchor that is used twice
         if text.count("<<") > _MAX_MERGES:
