@@ -78,30 +78,27 @@ def _parse(path: Path) -> dict[str, Any]:
 
 def _refuse_expensive(content: Any) -> None:
     """Visit every value as often as it is referred to: values shared by aliases multiply when they are copied."""
-    n_values, pending = 0, [(content, 0)]
-    while pending:
-        value, depth = pending.pop()
-        n_values += 1
+    for n_values, (value, depth) in enumerate(_walk(content), 1):
         if n_values > MAX_NODES:
             raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
         if depth > MAX_DEPTH:
             raise _TrapError(_NESTED, _NO_ALIASES)
         if strange := _strange(value):
             raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
-        pending += [(item, depth + 1) for item in _items(value)]
 
 
 def walked(value: Any) -> Iterator[Any]:
-    """Yield all values of a parsed description, keys included, down to texts and numbers."""
-    pending = [value]
+    """Iterate over all values of a parsed description, keys included, down to texts and numbers."""
+    return (found for found, _ in _walk(value))
+
+
+def _walk(value: Any) -> Iterator[tuple[Any, int]]:
+    pending = [(value, 0)]
     while pending:
-        value = pending.pop()
-        yield value
-        pending += _items(value)
-
-
-def _items(value: Any) -> list[Any]:
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        value, depth = pending.pop()
+        yield value, depth
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        pending += [(item, depth + 1) for item in items] if isinstance(items, list) else []
 
 
 def texts(value: Any) -> list[str]:

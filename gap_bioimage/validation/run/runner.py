@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gap_bioimage.validation import quiet
 from gap_bioimage.validation.check import NotApplicable, counted, one_sentence
-from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import section
 
 Arrays = dict[str, NDArray[Any]]
