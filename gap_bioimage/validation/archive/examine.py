@@ -10,7 +10,6 @@ from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, arch
 
 # if one of these fails, bioimageio.spec does not see the files: it would repeat the error, or read unsafe files
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
-_TENSORS = ("inputs", "outputs", "test_")
 
 
 @dataclass
@@ -126,7 +125,7 @@ def _untestable(valid: Description | None) -> list[Check]:
 
 def _needed(package: Package) -> str:
     """Name the remote files without which nothing can be run: tensors, processing, or all of the weights."""
-    weights = package.rdf.get("weights")
-    none_local = not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}
-    needed = (*_TENSORS, "weights.") if none_local else _TENSORS
+    weights, needed = package.rdf.get("weights"), ("inputs", "outputs", "test_")
+    if not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}:
+        needed += ("weights.",)
     return few([reference.label for reference in package.remote if reference.where.startswith(needed)])

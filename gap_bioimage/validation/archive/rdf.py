@@ -68,16 +68,7 @@ def _parse(path: Path) -> dict[str, Any]:
         if text.count("<<") > _MAX_MERGES:
             raise _TrapError(f"is refused: it merges more than {_MAX_MERGES} times with <<", _NO_ALIASES)
         content: Any = read_yaml(StringIO(text))
-    _refuse_expensive(content)
-    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
-        return content
-    kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
-    text = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
-    raise _TrapError(text, "Write the description as lines such as 'name: My model'.")
-
-
-def _refuse_expensive(content: Any) -> None:
-    """Visit every value as often as it is referred to: values shared by aliases multiply when they are copied."""
+    # values shared by aliases multiply when they are copied, so each is visited as often as it is referred to
     for n_values, (value, depth) in enumerate(_walk(content), 1):
         if n_values > MAX_NODES:
             raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
@@ -85,6 +76,11 @@ def _refuse_expensive(content: Any) -> None:
             raise _TrapError(_NESTED, _NO_ALIASES)
         if strange := _strange(value):
             raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
+    if isinstance(content, dict) and all(isinstance(key, str) for key in content):
+        return content
+    kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
+    text = f"{kinds.get(type(content), 'is a single value')}, a description is a mapping of names to values"
+    raise _TrapError(text, "Write the description as lines such as 'name: My model'.")
 
 
 def walked(value: Any) -> Iterator[Any]:

@@ -108,7 +108,7 @@ def _files_of(package: Package) -> list[str]:
         state = "states no type" if kind is None else f"describes something of type {kind!r}"
         raise UnreadableModelError(f"{package.source} {state}; repair takes models.")
     # files of git or the operating system in a folder never belonged to the package, so their removal is not listed
-    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in package.files)
+    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in sorted({*package.names, *package.named}))
     return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 

@@ -115,10 +115,9 @@ def dtypes(runner: Runner) -> Outcome:
     """Images of other dtypes give the same results as float32, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
     dtypes = _DTYPES[: 1 if runner.is_stochastic else None]
-    if problem := _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes):
-        return Outcome("failed", problem)
-    through = "through the declared preprocessing, in bioimageio.core"
-    return Outcome("passed", f"{', '.join(dtypes)} give the same as float32, {through}")
+    problem = _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes)
+    good = f"{', '.join(dtypes)} give the same as float32, through the declared preprocessing, in bioimageio.core"
+    return Outcome("failed" if problem else "passed", problem or good)
 
 
 @run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that do not convert images cannot run it",
@@ -134,9 +133,9 @@ def graph_dtypes(runner: Runner) -> Outcome:
         raise NotApplicable(_NO_TENSORS)
     counts = {name: np.minimum(as_counts(array), 255) for name, array in runner.small_inputs.items()}
     dtypes = _GRAPH_DTYPES[1:2] if runner.is_stochastic else _GRAPH_DTYPES
-    if problem := _other_dtypes(lambda arrays: script.run(list(arrays.values())), counts, dtypes):
-        return Outcome("failed", f"in the graph itself, {problem}")
-    return Outcome("passed", f"the graph itself takes {', '.join(dtypes)}, with the same results as for float32")
+    problem = _other_dtypes(lambda arrays: script.run(list(arrays.values())), counts, dtypes)
+    good = f"the graph itself takes {', '.join(dtypes)}, with the same results as for float32"
+    return Outcome("failed", f"in the graph itself, {problem}") if problem else Outcome("passed", good)
 
 
 def _other_dtypes(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
@@ -179,9 +178,9 @@ def _finite(runner: Runner, n_photons: int, description: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
         array[tuple(size // 2 for size in array.shape)] = n_photons
-    if broken := reference.not_finite(runner.run(inputs)):
-        return Outcome("failed", f"for {description}, {broken}")
-    return Outcome("passed", f"{description} gives finite outputs")
+    broken = reference.not_finite(runner.run(inputs))
+    text = f"for {description}, {broken}" if broken else f"{description} gives finite outputs"
+    return Outcome("failed" if broken else "passed", text)
 
 
 @run_check("run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",

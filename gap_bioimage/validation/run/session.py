@@ -122,27 +122,25 @@ class Session:
         if definition.id in self.job.done and definition is not LOADS:  # loaded models are lost with their process
             return None
         self.send(begin=definition.id)
-        outcomes, model_raised = list[tuple[str, Outcome]](), False
+        outcomes, model_raised = dict[str, Outcome](), False
         for name in names or [""]:
             try:
-                outcome = judge(name)
+                outcomes[name] = judge(name)
             except NotApplicable as reason:
-                outcome = Outcome("skipped", one_sentence(reason))
+                outcomes[name] = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
+                outcomes[name], model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
             except Exception as error:
-                outcome = raised(error)
-            outcomes.append((name, outcome))
-        outcome = registry.merge_outcomes(outcomes) if names else outcome
-        self._report(definition, outcome, model_raised=model_raised)
+                outcomes[name] = raised(error)
+        outcome = registry.merge_outcomes(outcomes.items()) if names else outcomes[""]
+        # a model that raises does not run, whatever the severity of the check
+        self._report(replace(definition, severity=registry.BLOCKS) if model_raised else definition, outcome)
         return outcome
 
-    def _report(self, definition: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+    def _report(self, definition: Definition, outcome: Outcome) -> None:
         if definition.id in self.job.done:
             return
         check = definition.check(outcome)
-        if model_raised:  # a model that raises does not run, whatever the severity of the check
-            check = replace(check, status=outcome.status)
         pictures = reference.keep_evidence(definition.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
         self.send(check=asdict(check), drawn=[(title, str(path)) for title, path in pictures])
 
