@@ -125,7 +125,7 @@ def _untestable(valid: Description | None) -> list[Check]:
 
 def _needed(package: Package) -> str:
     """Name the remote files without which nothing can be run: tensors, processing, or all of the weights."""
-    weights, needed = package.rdf.get("weights"), ("inputs", "outputs", "test_")
-    if not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}:
-        needed += ("weights.",)
+    weights = package.rdf.get("weights")
+    none_local = not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}
+    needed = ("inputs", "outputs", "test_", *["weights."] * none_local)
     return few([reference.label for reference in package.remote if reference.where.startswith(needed)])

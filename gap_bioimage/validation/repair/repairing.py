@@ -11,8 +11,8 @@ from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, NotApplicable, one_sentence
-from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
-from gap_bioimage.validation.repair.repairs import REPAIRS, is_leftover
+from gap_bioimage.validation.repair.editor import Change, PackageEditor, is_leftover, to_yaml, unshared
+from gap_bioimage.validation.repair.repairs import REPAIRS
 from gap_bioimage.validation.report import Report, validate
 
 
