@@ -21,7 +21,6 @@ from gap_bioimage.validation.model import Model, Tensor
 RDF_NAME = "rdf.yaml"
 _LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
 _LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
-WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,7 @@ from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url, references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis, source_of
-from gap_bioimage.validation.repair.editor import (
-    RDF_NAME, WRONG_HASH, PackageEditor, is_leftover, numbered, shown, unshared,
-)  # fmt: skip
+from gap_bioimage.validation.repair.editor import RDF_NAME, PackageEditor, is_leftover, numbered, shown, unshared
 from gap_bioimage.validation.rules import is_identifier
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
 from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
@@ -25,6 +23,7 @@ FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # new in 0.5.10, or with new fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
 _LONGEST_AXIS_DESCRIPTION = 128
+_WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
 # executable files: only a person can decide whether they hold the code that was described
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -114,7 +113,7 @@ def plain_strings(editor: PackageEditor) -> None:
             path, stated = editor.model.file_of(entry), entry.get("sha256")
             is_wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
-            editor.changed("plain_strings", what + (WRONG_HASH if is_wrong else ""), entry, holder[key])
+            editor.changed("plain_strings", what + (_WRONG_HASH if is_wrong else ""), entry, holder[key])
 
 
 def fill_id(editor: PackageEditor) -> None:
@@ -244,7 +243,7 @@ def hashes(editor: PackageEditor) -> None:
             editor.notes.append(f"{reference.name} is code, and its sha256 {state}: {to_do}")
             continue
         reference.holder[reference.hash_key] = computed
-        what = f"sha256 of {reference.name}, {reference.where}" + (WRONG_HASH if stated else "")
+        what = f"sha256 of {reference.name}, {reference.where}" + (_WRONG_HASH if stated else "")
         editor.changed("hash_wrong" if stated else "hash_missing", what, stated, computed)
 
 
