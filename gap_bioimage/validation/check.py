@@ -102,13 +102,11 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
     """Merge one check's outcomes for several formats: the worst status, and each message (of failures) once."""
     pairs = list(outcomes)
     worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
-    formats: dict[str, list[str]] = {}
-    for weights_format, outcome in pairs:
-        if outcome.status == "failed" or worst.status != "failed":
-            formats.setdefault(outcome.message, []).append(weights_format)
-    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
+    kept = [(name, o.message) for name, o in pairs if o.status == "failed" or worst.status != "failed"]
+    texts = dict.fromkeys(text for _, text in kept)
+    message = "; ".join(f"{', '.join(name for name, told in kept if told == text)}: {text}" for text in texts)
     evidence = tuple(item for _, outcome in pairs for item in outcome.evidence)
-    return Outcome(worst.status, message, worst.fix, evidence, [name for names in formats.values() for name in names])
+    return Outcome(worst.status, message, worst.fix, evidence, [name for name, _ in kept])
 
 
 def one_sentence(text: object, limit: int = 300) -> str:

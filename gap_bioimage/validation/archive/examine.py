@@ -102,25 +102,24 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
 
 def _untestable(valid: Description | None) -> list[Check]:
     """Return a failed core.test if the format allows something that bioimageio.core refuses before it runs a model."""
-    core_test = registry.definition("core.test")
+    found = list[tuple[str, str]]()
     for tensor in (*valid.as_written.inputs, *valid.as_written.outputs) if valid else ():
         name = repr(str(getattr(tensor, "id", "") or tensor.name))
         if getattr(tensor, "test_tensor", tensor) is None:
-            text = "bioimageio.core's test needs one for each input and output"
-            return [core_test.violated(f"{name} has no test_tensor: {text}", "Save it with numpy.save, and name it.")]
+            text = f"{name} has no test_tensor: bioimageio.core's test needs one for each input and output"
+            found.append((text, "Save it with numpy.save, and name it."))
         sizes = {str(axis.id): axis.size for axis in tensor.axes if hasattr(axis, "size")}
         for step in getattr(tensor, "preprocessing", None) or getattr(tensor, "postprocessing", None) or ():
             kwargs, operation = dict(getattr(step, "kwargs", ())), getattr(step, "id", "") or step.name
             low, high = kwargs.get("min"), kwargs.get("max")
             if operation == "clip" and low is not None and high is not None and low >= high:
-                text = f"clip has the min {low:g} and the max {high:g}"
-                return [core_test.violated(f"{name}: {text}", "Give clip a min below its max.")]
+                found.append((f"{name}: clip has the min {low:g} and the max {high:g}", "Give it a min below its max."))
             size = sizes.get(str(kwargs.get("axis")))
             for key, value in kwargs.items():
                 if isinstance(value, list | tuple) and isinstance(size, int) and len(value) != size:
                     text = f"the {key} of {operation} has {len(value)} values for {size} along {kwargs['axis']}"
-                    return [core_test.violated(f"{name}: {text}", "Give one value for each.")]
-    return []
+                    found.append((f"{name}: {text}", "Give one value for each."))
+    return [registry.definition("core.test").violated(*found[0])] if found else []
 
 
 def _needed(package: Package) -> str:

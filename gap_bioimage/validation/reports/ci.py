@@ -12,6 +12,9 @@ from gap_bioimage.validation.report import Report, Status
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 Level = Literal["error", "warning", "note"]
+# GitHub's escapes
+_IN_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTIES = _IN_DATA | str.maketrans({":": "%3A", ",": "%2C"})
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
@@ -50,17 +53,9 @@ def render_github(reports: Sequence[Report]) -> str:
     for report in reports:
         for level, check_id, text in _findings(report):
             command = "notice" if level == "note" else level
-            place = f"file={_property(Path(report.model).as_posix())},title={_property(check_id)}"
-            lines[level].append(f"::{command} {place}::{_data(text)}\n")
+            file, title = (name.translate(_IN_PROPERTIES) for name in (Path(report.model).as_posix(), check_id))
+            lines[level].append(f"::{command} file={file},title={title}::{text.translate(_IN_DATA)}\n")
     return "".join(line for level_lines in lines.values() for line in level_lines)
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def json_schema() -> dict[str, Any]:

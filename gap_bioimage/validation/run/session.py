@@ -72,7 +72,10 @@ class Session:
         runnable = [name for name in job.description.weights if name not in blocked]
         files = {name: model.file_of(model.weights.get(name)) for name in runnable}
         if not files:
-            self._check(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
+            reason = "".join(f": {outcome.message}" for outcome in blocked.values() if len(blocked) == 1)
+            fix = RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else ""
+            text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
+            self._report(reference.CORE_TEST, Outcome("skipped", text, fix))
             return
         runners: dict[str, Runner] = {}
         with ExitStack() as stack:
@@ -155,12 +158,6 @@ def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> 
     if definition.compares and broken:
         raise NotApplicable(f"nothing can be compared: for the test input, {broken}")
     return definition.outcome_of(runner)
-
-
-def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
-    reason = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
-    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
-    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else "")
 
 
 def _obstacle(job: Job, model: Model, weights_format: str) -> Outcome | None:
