@@ -170,21 +170,19 @@ def pickles(package: Package) -> Outcome:
     """Weights that hold numbers, and no code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
-    problems: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
-    fixes, n_scanned, broken, is_code = [], 0, list[str](), False
+    errors, n_scanned = dict[str, _PickleError](), 0
     for name, path in package.named.items():
         try:
             n_scanned += scan(path, weights.get(name, ""))
         except _PickleError as error:
-            problems[name in weights].append(f"{shown(name)} {error.args[0]}")
-            fixes.append(error.args[1])
-            broken += [weights[name]] if name in weights else []
-            is_code |= isinstance(error, _CodeError)
-    if fixes:  # programs do not load other files than weights
-        status: Status = "failed" if problems[True] else "warning"
-        fix, concerns = " ".join(dict.fromkeys(fixes)), () if is_code else broken  # of code, the whole model is suspect
-        return Outcome(status, few(problems[True] + problems[False]), fix, concerns=concerns)
-    return Outcome("passed", f"{counted(n_scanned, 'file')} with pickles, all of them plain weights")
+            errors[name] = error
+    if not errors:
+        return Outcome("passed", f"{counted(n_scanned, 'file')} with pickles, all of them plain weights")
+    texts = [f"{shown(name)} {errors[name].args[0]}" for name in sorted(errors, key=lambda name: name not in weights)]
+    fix = " ".join(dict.fromkeys(error.args[1] for error in errors.values()))
+    broken = [weights[name] for name in errors if name in weights]  # programs do not load other files
+    is_code = any(isinstance(error, _CodeError) for error in errors.values())  # then the whole model is suspect
+    return Outcome("failed" if broken else "warning", few(texts), fix, concerns=() if is_code else broken)
 
 
 def scan(path: Path, weights_format: str) -> bool:
