@@ -93,7 +93,7 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
         if found.why_not_run:
             found.checks.append(registry.definition("core.test").skipped(found.why_not_run))
         remote = "the weights are on a server, and nothing is downloaded", "Put the file into the package."
-        unrun = {name: (f"not run, see {check_id}", "") for name, check_id in broken.items()}
+        unrun = {name: (f"not run, see {check_id}", "Replace the damaged file.") for name, check_id in broken.items()}
         unrun |= dict.fromkeys(package.remote_weights, remote)
         for name, (text, fix) in () if found.why_not_run else unrun.items():
             found.checks.append(Check(f"run.{name}", "run", "skipped", text, fix))
