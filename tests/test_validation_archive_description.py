@@ -69,6 +69,22 @@ def test_versions_that_are_wrong_or_not_in_use(tmp_path: Path, version: Any, sta
     assert check.status == status and [word for word in words if word not in f"{check.message} {check.fix}"] == []
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"id": "clip", "kwargs": {"min": 3, "max": 1}}, "the min 3 and the max 1"),
+        ({"id": "scale_linear", "kwargs": {"gain": [1, 2], "offset": 0.5, "axis": "channel"}}, "2 values for 1"),
+        ({"id": "scale_linear", "kwargs": {"gain": [2], "offset": 0.5, "axis": "channel"}}, ""),
+    ],
+)  # fmt: skip
+def test_processing_that_core_refuses_fails_without_a_run(tmp_path: Path, step: Any, words: str) -> None:
+    for mutate in (put("inputs", 0, "preprocessing", value=[step]), put("outputs", 0, "postprocessing", value=[step])):
+        report = validate(zips.make_zip(tmp_path, mutate), description_only=True)
+        assert report.status == ("failed" if words else "passed")
+        assert words in {check.id: check.message for check in report.checks}.get("core.test", "")
+        assert not words or {entry.verdict for entry in report.verdicts} == {"fails"}
+
+
 def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -> None:
     other = both(*map(drop, ("inputs", "outputs", "weights")), put("type", value="dataset"))
     report = validate(zips.make_zip(tmp_path, other))

@@ -231,6 +231,7 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
         pytest.param("a: 1\nb: c: d", "line 2: mapping values are not allowed here", "that line", id="colon"),
         pytest.param("a: [", "line 1: expected the node content, but found the end", "that line", id="no end"),
         pytest.param("a: b".encode("utf-16"), "not UTF-8", "UTF-8", id="utf-16"),
+        pytest.param("a: b".encode("utf-16-le"), "not UTF-8", "UTF-8", id="utf-16 without mark"),
         pytest.param("a: 0x1" + "0" * 5000, "integer of 20001 bits", "", id="endless hexadecimal"),
         pytest.param('a: "\\e[2J"', "control character", "", id="terminal"),
         pytest.param('a: {"\\ud800": 1}', "control character", "", id="half a character"),

@@ -183,7 +183,7 @@ def test_a_check_says_what_it_has_to_on_one_printable_line() -> None:
     merged = registry_module.merge_outcomes(
         [("torchscript", Outcome("passed", "fine")), ("onnx", Outcome("failed", "off", "mend"))]
     )
-    assert merged == Outcome("failed", "onnx: off", "mend")  # what fails, alone
+    assert merged == Outcome("failed", "onnx: off", "mend", (), ["onnx"])  # what fails, alone
     script = "The following in the TorchScript interpreter\ncode\nRuntimeError: sizes\nCPU: registered at x.cpp"
     assert registry_module.one_sentence(script) == "RuntimeError: sizes"
 

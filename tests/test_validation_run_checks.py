@@ -160,7 +160,7 @@ def test_a_model_saved_in_training_mode_fails_where_that_matters(tmp_path: Path)
     ("annotation", "result", "words"),
     [
         ("Dict[str, torch.Tensor]", '{"rate": rate}', "returns a dict"),
-        ("Tuple[torch.Tensor, torch.Tensor]", "(rate, rate)", "returns 2 tensors, 1 are described"),
+        ("Tuple[torch.Tensor, torch.Tensor]", "(rate, rate)", "returns 2 tensors instead of the 1 described"),
         ("List[torch.Tensor]", "[rate]", ""),
     ],
 )
@@ -230,11 +230,11 @@ def test_another_device_is_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("judge", "body", "status", "words"),
     [
-        (sizes, "", "passed", "4 sizes from (16, 16) to (24, 24) run"),
+        (sizes, "", "passed", "4 sizes from (16, 16) to (24, 24) tried"),
         (sizes, SQUARE, "failed", "input size (20, 16) raised AssertionError"),
         (sizes, "rate = rate[..., :32, :]", "passed", ""),
         (sizes, NARROW, "failed", "20 along y, declared is"),
-        (below_min, "", "passed", "2 sizes below min run, from (4, 4)"),
+        (below_min, "", "passed", "2 sizes below min tried, from (4, 4)"),
         (below_min, "assert photons.shape[3] >= 16", "failed", "below min, raised"),
     ],
 )

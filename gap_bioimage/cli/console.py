@@ -59,9 +59,9 @@ def sizes(image: xr.DataArray) -> str:
     return ", ".join(f"{axis} {size}" for axis, size in image.sizes.items())
 
 
-def write_json(path: Path | None, reports: list[Any]) -> None:
-    """Write one report as an object, several as a list; ``-`` is standard output."""
-    text = json.dumps(reports[0] if len(reports) == 1 else reports, indent=2) + "\n"
+def write_json(path: Path | None, reports: list[Any], *, as_list: bool = False) -> None:
+    """Write one report as an object unless ``as_list``, several as a list; ``-`` is standard output."""
+    text = json.dumps(reports if as_list or len(reports) != 1 else reports[0], indent=2) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
     elif path is not None:

@@ -52,7 +52,7 @@ class Pages:
         from gap_bioimage.validation.reports import ci, html, terminal
 
         for path in (Path("-") if self.form == Format.JSON else None, self.json_out) if reports else ():
-            write_json(path, [report.to_dict() for report in reports])
+            write_json(path, [report.to_dict() for report in reports], as_list=bool(unread))
         every, sentences = [*reports, *unread], [report.checks[0].message for report in unread]
         renderers: dict[Format, Callable[[], str]] = {
             Format.HTML: partial(html.render_html, reports, sentences),

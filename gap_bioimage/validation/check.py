@@ -11,7 +11,7 @@ import functools
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
@@ -58,6 +58,7 @@ class Outcome:
     message: str
     fix: str = ""
     evidence: tuple[Evidence, ...] = field(default=(), compare=False, repr=False)
+    concerns: Sequence[str] = ()  # weights formats; empty if it concerns the whole model
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Check:
     status: Status
     message: str  # what was found and what was expected
     fix: str = ""  # empty if there is nothing to do
+    concerns: Sequence[str] = ()  # as for `Outcome`; not part of the JSON report
 
     def __post_init__(self) -> None:
         """Put both texts on one printable line of limited length, since they quote third-party files."""
@@ -78,7 +80,7 @@ class Check:
 
     def to_dict(self) -> dict[str, str]:
         """Return the check as plain strings, in the order of the JSON report."""
-        return asdict(self)
+        return {name: text for name, text in asdict(self).items() if name != "concerns"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,11 @@ def merge_outcomes(outcomes: Iterable[tuple[str, Outcome]]) -> Outcome:
     """Merge one check's outcomes for several formats: the worst status, and each message (of failures) once."""
     pairs = list(outcomes)
     worst = max((outcome for _, outcome in pairs), key=lambda outcome: _RANK[outcome.status])
-    formats: dict[str, list[str]] = {}
-    for weights_format, outcome in pairs:
-        if outcome.status == "failed" or worst.status != "failed":
-            formats.setdefault(outcome.message, []).append(weights_format)
-    message = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
-    return Outcome(worst.status, message, worst.fix, tuple(item for _, outcome in pairs for item in outcome.evidence))
+    kept = [(name, o.message) for name, o in pairs if o.status == "failed" or worst.status != "failed"]
+    texts = dict.fromkeys(text for _, text in kept)
+    message = "; ".join(f"{', '.join(name for name, told in kept if told == text)}: {text}" for text in texts)
+    evidence = tuple(item for _, outcome in pairs for item in outcome.evidence)
+    return Outcome(worst.status, message, worst.fix, evidence, [name for name, _ in kept])
 
 
 def one_sentence(text: object, limit: int = 300) -> str:
@@ -115,6 +116,11 @@ def one_sentence(text: object, limit: int = 300) -> str:
         plain = found[0]
     flat = " ".join(plain.split())
     return flat if len(flat) <= limit else flat[: limit - 4] + " ..."
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number and its noun, whose plural ends in s."""
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 Kind = Literal["rule", "archive", "run"]
@@ -177,7 +183,7 @@ class Definition:
         if status in ("failed", "warning"):
             repair = " `gap-bioimage repair` does this where possible." if self.repair else ""
             fix = f"{fix or self.fix}{repair}".strip()
-        return Check(self.id, self.consumer, status, outcome.message, fix)
+        return Check(self.id, self.consumer, status, outcome.message, fix, outcome.concerns)
 
     def why_not(self, model: Any) -> str:
         """Return why a rule does not apply to a model (its ``weights`` and ``version``); empty if it does."""

@@ -1,20 +1,18 @@
 """The model as rules see it: the description, as written and upgraded to format 0.5, and the packaged files."""
 
-from __future__ import annotations
-
+import math
 import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
+from gap_bioimage.validation.archive.description import Description
+from gap_bioimage.validation.archive.files import read_array
+from gap_bioimage.validation.archive.package import Package
 from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.check import NotApplicable
-
-if TYPE_CHECKING:
-    from gap_bioimage.validation.archive.description import Description
-    from gap_bioimage.validation.archive.package import Package
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Axis:
     halo: int  # in output pixels
 
     @classmethod
-    def of(cls, written: dict[str, Any]) -> Axis:
+    def of(cls, written: dict[str, Any]) -> Self:
         """Read an axis of format 0.5."""
         kind, declared = str(written.get("type", "")), written.get("size")
         size = declared if isinstance(declared, int) else None
@@ -56,7 +54,7 @@ class Tensor:
     steps: list[dict[str, Any]]  # pre- or postprocessing
 
     @classmethod
-    def of(cls, written: dict[str, Any], default_id: str = "") -> Tensor:
+    def of(cls, written: dict[str, Any], default_id: str = "") -> Self:
         """Read a tensor of format 0.5; ``default_id`` applies if it has no id."""
         data = written.get("data")
         data_type = str(data.get("type", "float32")) if isinstance(data, dict) else "" if data else "float32"
@@ -170,8 +168,6 @@ class Model:
 
     def test_array(self, tensor: Tensor) -> Any:
         """Return a tensor's test array, memory-mapped; None if it is not an .npy file in the package."""
-        from gap_bioimage.validation.archive.files import read_array
-
         path = self.file_of(tensor.written.get("test_tensor"))
         if path is None or path.suffix != ".npy":
             return None
@@ -197,10 +193,9 @@ def with_infinities(rdf: dict[str, Any]) -> dict[str, Any]:
     """Restore the infinities of ``data_range`` (format 0.4), which descriptions lose when they pass through JSON."""
     restored = deepcopy(rdf)
     for tensor in (*mappings(restored.get("inputs")), *mappings(restored.get("outputs"))):
-        limits = tensor.get("data_range")
-        if isinstance(limits, list) and len(limits) == 2:
-            ends = zip(limits, (float("-inf"), float("inf")), strict=True)
-            tensor["data_range"] = [end if limit is None else limit for limit, end in ends]
+        match tensor.get("data_range"):
+            case [low, high]:
+                tensor["data_range"] = [-math.inf if low is None else low, math.inf if high is None else high]
     return restored
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gap_bioimage.validation import check as registry
-from gap_bioimage.validation.archive.description import Description
 from gap_bioimage.validation.archive.examine import examine
-from gap_bioimage.validation.archive.package import Package, open_package
+from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check, Picture, matches
 from gap_bioimage.validation.model import Model, with_infinities
 from gap_bioimage.validation.run.engines import check_device, find_engines
@@ -56,6 +55,12 @@ class Report:
         registry.known((), (*select, *ignore))
         checks = [c for c in self.checks if (not select or matches(c.id, select)) and not matches(c.id, ignore)]
         return replace(self, checks=tuple(checks), ran=self.was_run)
+
+    @property
+    def for_ci(self) -> Report:
+        """The report for continuous integration: a model that was not run is an error, as in the exit code."""
+        missed = "core.test" if self.status == "not-run" else ""
+        return replace(self, checks=tuple(replace(c, status="error") if c.id == missed else c for c in self.checks))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,29 +143,24 @@ def validate(
         if not description_only and Path(path).exists():
             runs.start()  # imports the libraries there while the files are examined
         with open_package(path) as (package, checks):
-            valid, results = None, iter(())
-            if package is not None and description_only:
-                valid, results = _examine(replace(package, rdf=with_infinities(package.rdf)), None)
-            elif package is not None:
-                drawings = package.scratch / "pictures" if pictures else None
-                valid, results = _examine(package, lambda descr: runs.run(job(package, descr, pictures=drawings)))
-            raw, reported, shown = _collect(chain(checks, results), consumers, on_check)
+            valid, results = None, chain[Check | Picture](checks)
+            if package is not None:
+                if description_only:
+                    package = replace(package, rdf=with_infinities(package.rdf))
+                examined = examine(package, description_only=description_only)
+                valid, drawings = examined.description, package.scratch / "pictures" if pictures else None
+                may_run = not (description_only or examined.why_not_run)
+                ran = runs.run(job(package, valid, pictures=drawings)) if valid is not None and may_run else ()
+                model = Model(package, valid, with_files=not description_only)
+                rules = registry.definitions("rule") if examined.is_model else []
+                results = chain(checks, examined.checks, ran, (rule.judge(model) for rule in rules))
+            raw, reported, shown = _collect(results, consumers, on_check)
     verdicts = verdicts_of(raw, description_only=description_only)
     descr = None if valid is None else valid.as_written
     metadata = () if descr is None else (descr.validation_summary.metadata_completeness or 0.0, empty_fields(descr))
     is_model = package is None or package.rdf.get("type") == "model"  # others, such as datasets, have no score
     score = score_of(raw, *metadata) if is_model else None
     return Report(str(path), tuple(reported), verdicts, score, tuple(shown), description_only)
-
-
-def _examine(package: Package, run: Callable[[Description], Any] | None) -> tuple[Description | None, Iterator[Any]]:
-    """Return the description, and an iterator over the results of the files, the run (if any) and the rules."""
-    examined = examine(package, description_only=run is None)
-    valid = examined.description
-    ran = run(valid) if run is not None and valid is not None and not examined.why_not_run else ()
-    model = Model(package, valid, with_files=run is not None)
-    rules = registry.definitions("rule") if examined.is_model else []
-    return valid, chain(examined.checks, ran, (rule.judge(model) for rule in rules))
 
 
 def _collect(

@@ -1,6 +1,5 @@
 """Derive from the checks which programs will run the model, its score in the zoo, and how to raise this score."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,7 +52,8 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
     own = [check for check in checks if check.consumer == name]
     failures = [check for check in checks if check.consumer in base and check.status == "failed"]
     decisive = [check for check in failures if check.consumer != "core" or check.id == "core.test"]
-    if broken := [check for check in decisive if _reads_what_fails(name, check)]:
+    reads = {*consumers()[name].reads}  # failures may concern other weights only
+    if broken := [check for check in decisive if not (reads and check.concerns) or reads & {*check.concerns}]:
         return "fails", f"the model itself fails: {_messages(broken)}"
     if failed := [check for check in own if check.status == "failed"]:
         return "fails", _messages(failed)
@@ -61,23 +61,14 @@ def _verdict(name: str, checks: Sequence[Check], description_only: bool) -> tupl
         return "unknown", f"{raised[0].id}: {_messages(raised)}"
     if not own:
         return "unknown", "its test was not reached" if name == "core" else "no rules were checked"
-    if untested := "" if description_only else _untested(name, checks):
+    if untested := "" if description_only else _untested(reads, checks):
         return "unknown", untested
     if undecided := [check for check in own if check.status == "skipped" and check.fix]:
         return "unknown", _with_fix(undecided[0])
-    if advice := [check for check in own if check.status == "warning"]:
-        return "works", f"advice: {_messages(advice)}"
-    if description_only:
-        return "works", "nothing in the description speaks against it"
-    return "works", "its test passes" if name == "core" else "follows all of its rules"
-
-
-def _reads_what_fails(name: str, check: Check) -> bool:
-    """Return whether a failed check is about weights that a consumer reads, or about the whole model."""
-    reads, formats = consumers()[name].reads, {of for entry in consumers().values() for of in entry.reads}
-    # messages begin with the formats, as `merge_outcomes` writes them
-    named = set(re.findall(rf"(?:^|; |, )({'|'.join(formats)})(?=[,:])", check.message))
-    return check.consumer not in ("core", "run") or not (reads and named) or not named.isdisjoint(reads)
+    advice = _messages([check for check in own if check.status == "warning"])
+    good = "its test passes" if name == "core" else "follows all of its rules"
+    good = "nothing in the description speaks against it" if description_only else good
+    return "works", f"advice: {advice}" if advice else good
 
 
 def _messages(checks: Sequence[Check]) -> str:
@@ -86,15 +77,12 @@ def _messages(checks: Sequence[Check]) -> str:
     return one_sentence(shown, _REASON_LENGTH) + more
 
 
-def _untested(name: str, checks: Sequence[Check]) -> str:
-    """Return why it is unknown whether the weights that a consumer reads run; empty if they were run."""
+def _untested(reads: set[str], checks: Sequence[Check]) -> str:
+    """Return why it is unknown whether weights in one of these formats run; empty if they were run."""
     test = next((check for check in checks if check.id == "core.test"), None)
     if test is None or test.status == "skipped":
         return "the model was not run" if test is None else _with_fix(test)
-    reads = consumers()[name].reads
-    if any(re.search(rf"\b{weights}\b", test.message) for weights in reads):  # core.test names the formats that it ran
-        return ""
-    ids = {f"run.{weights}" for weights in reads}
+    ids = set[str]() if reads & {*test.concerns} else {f"run.{weights}" for weights in reads}
     return next((_with_fix(check) for check in checks if check.status == "skipped" and check.id in ids), "")
 
 
@@ -144,9 +132,8 @@ def score_of(checks: Sequence[Check], metadata: float = 0.0, empty: Sequence[str
     outputs, + the completeness of its metadata (0 to 1, from bioimageio.spec). Unknown parts count as 0. Filling in the
     ``empty`` fields would raise the completeness.
     """
-    statuses = {check.id: check.status for check in checks}
+    statuses, parts = {check.id: check.status for check in checks}, dict.fromkeys(POINTS, 0.0)
     invalid = any(check.status == "failed" for check in checks if check.consumer in ("archive", "format"))
-    parts = dict.fromkeys(POINTS, 0.0)
     if not invalid and statuses.get("format.valid") == "passed":
         passed = statuses.get("core.test") == "passed"
         ran = passed or statuses.get("run.reproduces") in ("passed", "warning", "failed")  # it gave outputs

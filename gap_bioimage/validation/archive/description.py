@@ -10,10 +10,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from gap_bioimage.validation import quiet
 from gap_bioimage.validation.archive.package import Package, few
 from gap_bioimage.validation.archive.rdf import is_url, mappings, references, texts, walked
 from gap_bioimage.validation.check import BLOCKS, STYLE, Check, declare, one_sentence
-from gap_bioimage.validation.quiet import quiet
 
 _SHOWN = 5
 _MOST_PX = 1_000_000

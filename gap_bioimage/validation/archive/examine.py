@@ -1,7 +1,7 @@
 """Validate a package without running its model."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gap_bioimage.validation import check as registry
 from gap_bioimage.validation.archive.description import Description, format_checks, people
@@ -10,7 +10,6 @@ from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, Outcome, arch
 
 # if one of these fails, bioimageio.spec does not see the files: it would repeat the error, or read unsafe files
 _UNREADABLE = {"archive.references", "archive.files", "archive.hashes", "archive.tensors"}
-_TENSORS = ("inputs", "outputs", "test_")
 
 
 @dataclass
@@ -81,30 +80,51 @@ def examine(package: Package, *, description_only: bool = False) -> Examined:
             with_files = not (description_only or needed or _UNREADABLE & {*found.failed})
             found.description, checks = format_checks(package, with_files=with_files)
             found.checks += [*checks, *_untestable(found.description)]
-    if found.failed:
-        found.why_not_run = f"not run, see {' and '.join(found.failed)}"
+    broken = {name: check.id for check in found.checks if check.status == "failed" for name in check.concerns}
+    if found.description is not None:
+        intact = tuple(name for name in found.description.weights if name not in broken)
+        found.description = replace(found.description, weights=intact)
+        broken = broken if intact else {}  # then the others can be run
+    if blocking := [name for name in found.failed if name not in broken.values()]:
+        found.why_not_run = f"not run, see {' and '.join(blocking)}"
     elif needed:
         found.why_not_run = f"not run, since it needs files on a server, and nothing is downloaded: {needed}"
     if found.is_model and not description_only and "core.test" not in found.failed:
         if found.why_not_run:
             found.checks.append(registry.definition("core.test").skipped(found.why_not_run))
-        text, fix = "the weights are on a server, and nothing is downloaded", "Put the file into the package."
-        remote = () if found.why_not_run else package.remote_weights
-        found.checks += [Check(f"run.{name}", "run", "skipped", text, fix) for name in remote]
+        remote = "the weights are on a server, and nothing is downloaded", "Put the file into the package."
+        unrun = {name: (f"not run, see {check_id}", "Replace the damaged file.") for name, check_id in broken.items()}
+        unrun |= dict.fromkeys(package.remote_weights, remote)
+        for name, (text, fix) in () if found.why_not_run else unrun.items():
+            found.checks.append(Check(f"run.{name}", "run", "skipped", text, fix))
     return found
 
 
 def _untestable(valid: Description | None) -> list[Check]:
-    """Return a failed core.test if a tensor has no test_tensor, which format 0.5 allows but bioimageio.core needs."""
-    tensors = [*valid.as_written.inputs, *valid.as_written.outputs] if valid else []
-    names = [repr(str(tensor.id)) for tensor in tensors if getattr(tensor, "test_tensor", tensor) is None]
-    text, fix = "bioimageio.core's test needs one for each input and output", "Save it with numpy.save, and name it."
-    return [registry.definition("core.test").violated(f"{names[0]} has no test_tensor: {text}", fix)] if names else []
+    """Return a failed core.test if the format allows something that bioimageio.core refuses before it runs a model."""
+    found = list[tuple[str, str]]()
+    for tensor in (*valid.as_written.inputs, *valid.as_written.outputs) if valid else ():
+        name = repr(str(getattr(tensor, "id", "") or tensor.name))
+        if getattr(tensor, "test_tensor", tensor) is None:
+            text = f"{name} has no test_tensor: bioimageio.core's test needs one for each input and output"
+            found.append((text, "Save it with numpy.save, and name it."))
+        sizes = {str(axis.id): axis.size for axis in tensor.axes if hasattr(axis, "size")}
+        for step in getattr(tensor, "preprocessing", None) or getattr(tensor, "postprocessing", None) or ():
+            kwargs, operation = dict(getattr(step, "kwargs", ())), getattr(step, "id", "") or step.name
+            low, high = kwargs.get("min"), kwargs.get("max")
+            if operation == "clip" and low is not None and high is not None and low >= high:
+                found.append((f"{name}: clip has the min {low:g} and the max {high:g}", "Give it a min below its max."))
+            size = sizes.get(str(kwargs.get("axis")))
+            for key, value in kwargs.items():
+                if isinstance(value, list | tuple) and isinstance(size, int) and len(value) != size:
+                    text = f"the {key} of {operation} has {len(value)} values for {size} along {kwargs['axis']}"
+                    found.append((f"{name}: {text}", "Give one value for each."))
+    return [registry.definition("core.test").violated(*found[0])] if found else []
 
 
 def _needed(package: Package) -> str:
     """Name the remote files without which nothing can be run: tensors, processing, or all of the weights."""
     weights = package.rdf.get("weights")
     none_local = not isinstance(weights, dict) or {*package.remote_weights} >= {*weights}
-    needed = (*_TENSORS, "weights.") if none_local else _TENSORS
+    needed = ("inputs", "outputs", "test_", *["weights."] * none_local)
     return few([reference.label for reference in package.remote if reference.where.startswith(needed)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from gap_bioimage.validation.archive.package import Package, few, fold, open_zip, shown, unsafe_path
 from gap_bioimage.validation.archive.rdf import FileReference, texts
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Outcome, Status, archive_check, counted, one_sentence
 
 MAX_TENSOR_BYTES = 4 * 2**30  # a test tensor is read as a whole, and its output several times
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -46,7 +46,7 @@ def inside(package: Package) -> Outcome | str:
         paths = {text, text.rsplit(":", 1)[0], text.split(":", 1)[-1]} - {""}
         if any(map(package.names_outside, paths)):
             dangers.append(f"{shown(text)} is a file outside the package")
-    return few(dangers) or Outcome("passed", f"{len(_local(package))} referenced files lie inside the package")
+    return few(dangers) or Outcome("passed", f"{counted(len(_local(package)), 'referenced file')} inside the package")
 
 
 @archive_check("archive.rdf_name", BLOCKS, order=7, breaks="programs do not find the description",
@@ -96,7 +96,7 @@ def unchanged(package: Package) -> Outcome | str:
     stated = [(r, path, r.sha256.lower()) for r, path in files if r.sha256 is not None]
     wrong = [f"{r.where}: {shown(r.path)} does not have the stated sha256"
              for r, path, sha256 in stated if sha256_of(path) != sha256]  # fmt: skip
-    text = f"{len(stated)} sha256 sums match, {len(files) - len(stated)} are not stated"
+    text = f"{counted(len(stated), 'file')} with the stated sha256, {len(files) - len(stated)} without one"
     return few(wrong) or Outcome("passed", text)
 
 
@@ -153,11 +153,15 @@ def tensors(package: Package) -> Outcome:
         elif not array.size:
             problems.append(f"{shown(name)} holds no values: its shape is {array.shape}")
     status: Status = "failed" if problems else "passed"
-    return Outcome(status, few(problems) or f"{len(tested)} arrays have the sizes that their headers state")
+    return Outcome(status, few(problems) or f"{counted(len(tested), 'array')} of the size that the header states")
 
 
 class _PickleError(ValueError):
     """A problem with a file, and its fix."""
+
+
+class _CodeError(_PickleError):
+    """Loading the file may run code."""
 
 
 @archive_check("archive.pickles", BLOCKS, order=12, breaks="loading the weights could run arbitrary code",
@@ -166,18 +170,19 @@ def pickles(package: Package) -> Outcome:
     """Weights that hold numbers, and no code."""
     weights = {r.path: r.where.split(".")[1] for r in package.references
                if re.fullmatch(r"weights\.\w+\.source", r.where)}  # fmt: skip
-    problems: dict[bool, list[str]] = {True: [], False: []}  # of weights, and of other files
-    fixes, n_scanned = [], 0
+    errors, n_scanned = dict[str, _PickleError](), 0
     for name, path in package.named.items():
         try:
             n_scanned += scan(path, weights.get(name, ""))
         except _PickleError as error:
-            problems[name in weights].append(f"{shown(name)} {error.args[0]}")
-            fixes.append(error.args[1])
-    if fixes:  # programs do not load other files than weights
-        status: Status = "failed" if problems[True] else "warning"
-        return Outcome(status, few(problems[True] + problems[False]), " ".join(dict.fromkeys(fixes)))
-    return Outcome("passed", f"{n_scanned} files with pickles, which hold plain weights")
+            errors[name] = error
+    if not errors:
+        return Outcome("passed", f"{counted(n_scanned, 'file')} with pickles, all of them plain weights")
+    texts = [f"{shown(name)} {errors[name].args[0]}" for name in sorted(errors, key=lambda name: name not in weights)]
+    fix = " ".join(dict.fromkeys(error.args[1] for error in errors.values()))
+    broken = [weights[name] for name in errors if name in weights]  # programs do not load other files
+    is_code = any(isinstance(error, _CodeError) for error in errors.values())  # then the whole model is suspect
+    return Outcome("failed" if broken else "warning", few(texts), fix, concerns=() if is_code else broken)
 
 
 def scan(path: Path, weights_format: str) -> bool:
@@ -235,11 +240,11 @@ def _scan_pickle(content: bytes, weights_format: str) -> None:
             if "Unsupported operand" not in str(error):
                 raise _damaged(weights_format, "its pickle is incomplete") from None
             text = "is a pickle that torch.load(weights_only=True) cannot read, so it may hold anything"
-            raise _PickleError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
+            raise _CodeError(text, f"Save a plain state_dict with {_SAVE}, without pickle_protocol.") from None
     unknown = sorted(names - _get_allowed_globals().keys())
     if not all(map(_NUMPY.fullmatch, unknown)):
         text = f"is a pickle that calls or builds {few(list(map(shown, unknown)))}, which is code, not weights"
-        raise _PickleError(text, _FIX_CODE)
+        raise _CodeError(text, _FIX_CODE)
     if unknown and weights_format:
         key = _KEY_OF_TENSORS.search(content)
         tensors = f"checkpoint[{key[1].decode()!r}]" if key else "model.state_dict()"

@@ -22,7 +22,7 @@ from typing import Any
 
 from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.validation.archive.rdf import FileReference, read_rdf, references
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, declare, one_sentence
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, Check, counted, declare, one_sentence
 
 MAX_ENTRIES = 10_000
 MAX_DIRECTORY_BYTES = 8 * 2**20  # each entry of a zip's directory takes ten times its size in memory
@@ -110,18 +110,18 @@ def entry_checks(entries: list[zipfile.ZipInfo]) -> Iterator[Check]:
     supported = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     unsupported = [f"{name} has compression method {n}" for name, n in methods if n not in supported]
     for definition, problems, good in (
-        (_PATHS, [f"{name} {why}" for name, entry in named if (why := _unsafe(entry))], _STAY),
+        (_PATHS, [f"{name} {why}" for name, e in named if (why := unsafe_path(e.filename) or _special(e))], _STAY),
         (_DUPLICATES, _collisions(entries), "every name is unique"),
         (_ENCRYPTED, [f"{name} is encrypted" for name, e in named if e.flag_bits & 0x1], "nothing is encrypted"),
         (_COMPRESSION, unsupported, "every entry is stored or deflated"),
-        (_BOMB, list(_bombs(entries, total)), f"{len(entries)} files, {total / 2**20:.1f} MiB"),
+        (_BOMB, list(_bombs(entries, total)), f"{counted(len(entries), 'file')}, {total / 2**20:.1f} MiB"),
     ):
         yield definition.violated(few(problems)) if problems else definition.passed(good)
 
 
-def _unsafe(entry: zipfile.ZipInfo) -> str | None:
+def _special(entry: zipfile.ZipInfo) -> str:
     is_plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-    return unsafe_path(entry.filename) or (None if is_plain else "is a link or a device, not a plain file")
+    return "" if is_plain else "is a link or a device, not a plain file"
 
 
 def _collisions(entries: list[zipfile.ZipInfo]) -> list[str]:
@@ -198,11 +198,6 @@ class Package:
         found = ((reference.path, self.file(reference.path)) for reference in self.references)
         return {name: path for name, path in found if path is not None}
 
-    @property
-    def files(self) -> list[str]:
-        """Names of all files: those of the zip or folder, and those that a yaml refers to."""
-        return sorted({*self.names, *self.named})
-
     def file(self, name: object) -> Path | None:
         """Return the file of that name inside the package; None if it is absent or outside."""
         if not isinstance(name, str) or unsafe_path(name):
@@ -274,15 +269,16 @@ def _find_yaml(names: list[str], source: Path) -> str:
     endings = tuple(f".{name}" for name in _YAML_NAMES)
     found = [name for name in _YAML_NAMES if name in names]
     found += sorted(name for name in names if "/" not in name and name.lower().endswith(endings))
-    if not found:  # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
-        inside = [shown(name) for name in names if name.lower().endswith((*_YAML_NAMES, ".zip"))]
-        problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
-        problem += f", but {few(inside)}" if inside else ""
-        if source.is_dir():
-            raise UnreadableModelError(f"{problem}; {_WANTED} (`gap-bioimage export` makes a zip of a training run).")
-        hint = "zip the model's files themselves, not their folder or zip"
-        raise UnreadableModelError(f"{problem}, or {_CUT_OFF}; {hint}.")
-    return found[0]
+    if found:
+        return found[0]
+    # in a zip that was cut off, zipfile finds the directory of an inner zip, such as weights
+    inside = [shown(name) for name in names if name.lower().endswith((*_YAML_NAMES, ".zip"))]
+    problem = f"{source} holds no rdf.yaml, bioimageio.yaml or *.model.yaml at its top level"
+    problem += f", but {few(inside)}" if inside else ""
+    hint = f", or {_CUT_OFF}; zip the model's files themselves, not their folder or zip."
+    if source.is_dir():
+        hint = f"; {_WANTED} (`gap-bioimage export` makes a zip of a training run)."
+    raise UnreadableModelError(problem + hint)
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -301,12 +297,11 @@ def _unpack(source: Path, root: Path) -> tuple[str, list[Check]]:
     rdf_name, checks = "", list[Check]()
     try:
         with open_zip(source) as archive:
-            entries = archive.infolist()
-            rdf_name = _find_yaml([entry.filename for entry in entries], source)
-            checks += entry_checks(entries)
+            rdf_name = _find_yaml(archive.namelist(), source)
+            checks += entry_checks(archive.infolist())
             if all(check.status == "passed" for check in checks):
                 archive.extractall(root)  # never more of an entry than the directory states
-                checks.append(_INTACT.passed(f"all {len(entries)} entries can be unpacked"))
+                checks.append(_INTACT.passed("every entry can be unpacked"))
     except UnreadableModelError:
         raise
     except Exception as error:  # zipfile and the decompressors may raise anything

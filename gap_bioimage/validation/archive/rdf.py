@@ -18,6 +18,7 @@ MAX_NODES = 20_000  # values that a description may expand to; the zoo's longest
 MAX_DEPTH = 50
 _LISTS = ("covers", "test_inputs", "test_outputs", "sample_inputs", "sample_outputs", "files")  # of file names
 _FREE_FIELDS = ("config", "cite", "badges", "training_data", "parent")  # of free content, or about other resources
+_UTF_8 = "Save the description as UTF-8 text."
 _PLAIN = "Write the description again, with plain texts, numbers and lists."
 _NO_ALIASES = "Write the description without aliases: replace each * by the value that it refers to, and remove each &."
 _NESTED = f"is refused: it is nested more than {MAX_DEPTH} levels deep, or an alias contains itself"
@@ -44,7 +45,7 @@ def read_rdf(path: Path) -> tuple[dict[str, Any] | None, Check]:
         text, fix = _NESTED, _PLAIN
     except UnicodeDecodeError as error:
         text = f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
-        fix = "Save the description as UTF-8 text."
+        fix = _UTF_8
     except Exception as error:  # the parser's errors have no common base class
         problem, mark = getattr(error, "problem", None) or error, getattr(error, "problem_mark", None)
         line = "" if mark is None else f"line {mark.line + 1}: "
@@ -60,12 +61,21 @@ def _parse(path: Path) -> dict[str, Any]:
     if size > MAX_RDF_BYTES:
         raise _TrapError(f"is refused: it has {size} bytes, a description has at most {MAX_RDF_BYTES}", _PLAIN)
     text = path.read_text(encoding="utf-8-sig")  # the parser takes a byte order mark for part of the first key
+    if "\0" in text:
+        raise _TrapError("is not UTF-8, since it holds zero bytes, as UTF-16 does", _UTF_8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one per anchor that is used twice
         if text.count("<<") > _MAX_MERGES:
             raise _TrapError(f"is refused: it merges more than {_MAX_MERGES} times with <<", _NO_ALIASES)
         content: Any = read_yaml(StringIO(text))
-    _refuse_expensive(content)
+    # values shared by aliases multiply when they are copied, so each is visited as often as it is referred to
+    for n_values, (value, depth) in enumerate(_walk(content), 1):
+        if n_values > MAX_NODES:
+            raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
+        if depth > MAX_DEPTH:
+            raise _TrapError(_NESTED, _NO_ALIASES)
+        if strange := _strange(value):
+            raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
     if isinstance(content, dict) and all(isinstance(key, str) for key in content):
         return content
     kinds = {dict: "has names that are not texts", list: "is a list", type(None): "is empty"}
@@ -73,32 +83,18 @@ def _parse(path: Path) -> dict[str, Any]:
     raise _TrapError(text, "Write the description as lines such as 'name: My model'.")
 
 
-def _refuse_expensive(content: Any) -> None:
-    """Visit every value as often as it is referred to: values shared by aliases multiply when they are copied."""
-    n_values, pending = 0, [(content, 0)]
+def walked(value: Any) -> Iterator[Any]:
+    """Iterate over all values of a parsed description, keys included, down to texts and numbers."""
+    return (found for found, _ in _walk(value))
+
+
+def _walk(value: Any) -> Iterator[tuple[Any, int]]:
+    pending = [(value, 0)]
     while pending:
         value, depth = pending.pop()
-        n_values += 1
-        if n_values > MAX_NODES:
-            raise _TrapError(f"is refused: it expands to more than {MAX_NODES} values (aliases multiply)", _NO_ALIASES)
-        if depth > MAX_DEPTH:
-            raise _TrapError(_NESTED, _NO_ALIASES)
-        if strange := _strange(value):
-            raise _TrapError(f"is refused: it holds {strange}", _PLAIN)
-        pending += [(item, depth + 1) for item in _items(value)]
-
-
-def walked(value: Any) -> Iterator[Any]:
-    """Yield all values of a parsed description, keys included, down to texts and numbers."""
-    pending = [value]
-    while pending:
-        value = pending.pop()
-        yield value
-        pending += _items(value)
-
-
-def _items(value: Any) -> list[Any]:
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        yield value, depth
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        pending += [(item, depth + 1) for item in items] if isinstance(items, list) else []
 
 
 def texts(value: Any) -> list[str]:

@@ -58,24 +58,15 @@ def known_operators() -> dict[str, tuple[tuple[float, frozenset[str]], ...]]:
     return operators
 
 
-def _problem_of(name: str, call: ast.Call) -> str:
-    """Return why the old engine cannot load code with this call; empty if it can.
+def _accepts(name: str, call: ast.Call) -> bool:
+    """Return whether the old engine has a variant of an operator for this call.
 
-    The engine compiles all code when it loads it, dead branches too. Names, numbers of arguments and keywords are
-    compared. Types are not, so a model may, in rare cases, still not load.
+    Numbers of arguments and keywords are compared. Types are not, so a model may, in rare cases, still not load.
     """
-    if name not in known_operators():
-        return f"the code uses {_python_name(name)}, which {ENGINE} does not have"
     keywords = {keyword.arg for keyword in call.keywords}
     lists_axes = name in _ONE_AXIS and any(isinstance(axes, ast.List) for axes in call.args[1:2])
     fits = any(len(call.args) <= most and keywords <= accepted for most, accepted in known_operators()[name])
-    if lists_axes or (name, len(call.args)) == _STFT_IN_PYTHON or not fits:
-        return f"the code calls {_python_name(name)} with arguments that {ENGINE} does not accept"
-    return ""
-
-
-def _python_name(name: str) -> str:
-    return name.replace("aten::", "torch.").replace("::", ".")
+    return fits and not lists_axes and (name, len(call.args)) != _STFT_IN_PYTHON
 
 
 @dataclass(frozen=True)
@@ -109,8 +100,11 @@ class TorchScriptCode:
         """Problems of the code with the oldest engine, in dead branches too, by the name of the operator or dtype."""
         problems: dict[str, str] = {}
         for name, call in self._calls:
-            if problem := _problem_of(name, call):
-                problems.setdefault(_python_name(name), problem)
+            python = name.replace("aten::", "torch.").replace("::", ".")
+            if name not in known_operators():
+                problems[python] = f"the code uses {python}, which {ENGINE} does not have"
+            elif not _accepts(name, call):
+                problems[python] = f"the code calls {python} with arguments that {ENGINE} does not accept"
             dtypes = [keyword.value for keyword in call.keywords if keyword.arg == "dtype"]
             dtypes += call.args[1:3] if name in _TAKES_DTYPE else []
             numbers = [value.value for value in dtypes if isinstance(value, ast.Constant)]

@@ -7,7 +7,7 @@ import posixpath
 import re
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -19,7 +19,8 @@ from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Model, Tensor
 
 RDF_NAME = "rdf.yaml"
-WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
+_LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
+_LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,12 @@ def unshared(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [unshared(item) for item in value]
     return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else value
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file belongs to an operating system, an editor or Python, not to the model."""
+    parts = PurePosixPath(name).parts
+    return bool(_LEFTOVER_FOLDERS & set(parts[:-1])) or parts[-1] in _LEFTOVER_FILES or parts[-1].startswith("._")
 
 
 def numbered(stem: str, suffix: str, taken: set[str]) -> str:

@@ -11,8 +11,8 @@ from gap_bioimage.errors import OutputError, UnreadableModelError
 from gap_bioimage.files import replacing
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, NotApplicable, one_sentence
-from gap_bioimage.validation.repair.editor import Change, PackageEditor, to_yaml, unshared
-from gap_bioimage.validation.repair.repairs import REPAIRS, is_leftover
+from gap_bioimage.validation.repair.editor import Change, PackageEditor, is_leftover, to_yaml, unshared
+from gap_bioimage.validation.repair.repairs import REPAIRS
 from gap_bioimage.validation.report import Report, validate
 
 
@@ -105,9 +105,10 @@ def _files_of(package: Package) -> list[str]:
         state = "states no format_version" if version is None else f"is written in format {version}"
         raise UnreadableModelError(f"{package.source} {state}, repair takes 0.4 and 0.5; describe it in format 0.5.9.")
     if kind != "model":
-        raise UnreadableModelError(f"{package.source} describes something of type {kind!r}; repair takes models.")
+        state = "states no type" if kind is None else f"describes something of type {kind!r}"
+        raise UnreadableModelError(f"{package.source} {state}; repair takes models.")
     # files of git or the operating system in a folder never belonged to the package, so their removal is not listed
-    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in package.files)
+    names = dict.fromkeys(PurePosixPath(name).as_posix() for name in sorted({*package.names, *package.named}))
     return [name for name in names if name != package.rdf_name and (package.is_zip or not is_leftover(name))]
 
 

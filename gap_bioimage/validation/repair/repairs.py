@@ -1,30 +1,32 @@
-"""Repairs of the description's format, ids, axes and channels, and of the files' hashes, names and README."""
+"""Repairs of the description's format, ids, axes and channels, and of the files' hashes, names, README and covers."""
 
+import io
 import posixpath
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from gap_bioimage.validation.archive.description import OF_TESTS, load_offline, problems_of
 from gap_bioimage.validation.archive.files import absence, sha256_of
 from gap_bioimage.validation.archive.rdf import is_url, references
 from gap_bioimage.validation.check import one_sentence
 from gap_bioimage.validation.model import Axis, source_of
-from gap_bioimage.validation.repair.covers import covers
-from gap_bioimage.validation.repair.editor import RDF_NAME, WRONG_HASH, PackageEditor, numbered, unshared
+from gap_bioimage.validation.repair.editor import RDF_NAME, PackageEditor, is_leftover, numbered, shown, unshared
 from gap_bioimage.validation.rules import is_identifier
 from gap_bioimage.validation.rules.fiji import keeps_from_tiling
-from gap_bioimage.validation.rules.zoo import HEADING
+from gap_bioimage.validation.rules.zoo import ASPECTS, HEADING, MAX_COVER_BYTES, has_good_aspect
 
 FORMAT, FORMAT_WITH_NEWER_OPERATIONS = "0.5.9", "0.5.10"
 # new in 0.5.10, or with new fields there that newer readers require (stardist's n_rays)
 _NEWER_OPERATIONS = {"custom", "cellpose_flow_dynamics", "stardist_postprocessing"}
 _LONGEST_AXIS_DESCRIPTION = 128
-_LEFTOVER_FOLDERS = {"__MACOSX", "__pycache__", ".git", ".ipynb_checkpoints"}
-_LEFTOVER_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+_WRONG_HASH = " (WRONG HASH: this is not the file that was described)"
 # executable files: only a person can decide whether they hold the code that was described
 _CODE = (".py", ".ipynb", ".ijm", ".bsh", ".groovy", ".js", ".jar", ".sh", ".bat", ".r", ".m", ".so", ".dll")
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _README_NAME = re.compile(r"(readme|documentation|docs?)\.(md|markdown|txt)", re.IGNORECASE)
 
 
@@ -63,8 +65,8 @@ def convert_04(editor: PackageEditor) -> None:
     sizes = [(axis.size, axis.scale) for output in built.outputs for axis in output.axes if hasattr(axis, "scale")]
     if any(hasattr(size, "axis_id") and (size.offset or scale != 1) for size, scale in sizes):
         editor.notes.append(f"Fiji reads outputs of another size than the input only in format {version}: keep both")
-    if before.get("name") != editor.rdf["name"]:
-        editor.changed("format_version", "name", before.get("name"), editor.rdf["name"])
+    if (name := before.get("name")) != editor.rdf["name"]:
+        editor.changed("format_version", "name", name, editor.rdf["name"])
 
 
 def _without_nulls(value: Any, key: str = "") -> Any:
@@ -103,16 +105,15 @@ def plain_strings(editor: PackageEditor) -> None:
     """Write documentation, covers and icon as plain strings."""
     if not editor.is_plain:
         return
-    covers = editor.rdf.get("covers")
-    places: list[tuple[Any, Any, str]] = [(editor.rdf, key, key) for key in ("documentation", "icon")]
-    places += [(covers, i, f"covers[{i}]") for i in range(len(covers) if isinstance(covers, list) else 0)]
+    listed, rdf = editor.rdf.get("covers"), editor.rdf
+    places: list[tuple[Any, Any, str]] = [(rdf, key, key) for key in ("documentation", "icon") if key in rdf]
+    places += [(listed, i, f"covers[{i}]") for i in range(len(listed) if isinstance(listed, list) else 0)]
     for holder, key, what in places:
-        entry = holder[key] if isinstance(key, int) else holder.get(key)
-        if isinstance(entry, dict):
+        if isinstance(entry := holder[key], dict):
             path, stated = editor.model.file_of(entry), entry.get("sha256")
             is_wrong = path is not None and stated and sha256_of(path) != str(stated).lower()
             holder[key] = entry.get("source")
-            editor.changed("plain_strings", what + (WRONG_HASH if is_wrong else ""), entry, holder[key])
+            editor.changed("plain_strings", what + (_WRONG_HASH if is_wrong else ""), entry, holder[key])
 
 
 def fill_id(editor: PackageEditor) -> None:
@@ -227,12 +228,6 @@ def remove_leftovers(editor: PackageEditor) -> None:
             editor.changed("leftovers", "file", name, "removed")
 
 
-def is_leftover(name: str) -> bool:
-    """Return whether a file belongs to an operating system, an editor or Python, not to the model."""
-    parts = PurePosixPath(name).parts
-    return bool(_LEFTOVER_FOLDERS & set(parts[:-1])) or parts[-1] in _LEFTOVER_FILES or parts[-1].startswith("._")
-
-
 def hashes(editor: PackageEditor) -> None:
     """State the sha256 of every data file that the description names; that of code is left to its authors."""
     for reference in editor.references:
@@ -248,17 +243,17 @@ def hashes(editor: PackageEditor) -> None:
             editor.notes.append(f"{reference.name} is code, and its sha256 {state}: {to_do}")
             continue
         reference.holder[reference.hash_key] = computed
-        what = f"sha256 of {reference.name}, {reference.where}" + (WRONG_HASH if stated else "")
+        what = f"sha256 of {reference.name}, {reference.where}" + (_WRONG_HASH if stated else "")
         editor.changed("hash_wrong" if stated else "hash_missing", what, stated, computed)
 
 
 def plain_paths(editor: PackageEditor) -> None:
     """Write file names without ``./``, which Fiji's engine takes for a folder, and with forward slashes."""
     for reference in editor.references:
-        if reference.is_remote or reference.path == reference.name or editor.model.file_of(reference.name) is None:
-            continue
-        reference.point_to(reference.name)
-        editor.changed("plain_paths", reference.where, reference.path, reference.name)
+        is_plain = reference.is_remote or reference.path == reference.name
+        if not is_plain and editor.model.file_of(reference.name) is not None:
+            reference.point_to(reference.name)
+            editor.changed("plain_paths", reference.where, reference.path, reference.name)
 
 
 def flatten(editor: PackageEditor) -> None:
@@ -266,8 +261,7 @@ def flatten(editor: PackageEditor) -> None:
     script = editor.model.weights.get("torchscript", {})
     for reference in editor.references:
         if reference.holder is script and "/" in reference.name and editor.model.file_of(reference.name) is not None:
-            old = reference.name
-            editor.changed("flat", "file", old, editor.move(old, posixpath.basename(old)))
+            editor.changed("flat", "file", old := reference.name, editor.move(old, posixpath.basename(old)))
 
 
 def sample_tensors(editor: PackageEditor) -> None:
@@ -308,6 +302,43 @@ def readme(editor: PackageEditor) -> None:
         editor.changed("readme", f"encoding of {name}", "not UTF-8", "UTF-8")
     if not HEADING.search(text):
         editor.notes.append(f"{name} has no heading about validation: describe how well the model works, and on what")
+
+
+def covers(editor: PackageEditor) -> None:
+    """Leave out covers that are missing, and fit those that are too large or have another aspect ratio."""
+    listed = editor.rdf.get("covers")
+    listed = listed if isinstance(listed, list) else []
+    present = [cover for cover in listed if is_url(str(source_of(cover))) or editor.model.file_of(cover) is not None]
+    if len(present) < len(listed):
+        editor.rdf["covers"] = present
+        editor.changed("cover", "covers", listed, f"{shown(present)}, without missing files")
+    sources = (str(source_of(cover)) for cover in present)
+    for name in (PurePosixPath(source).as_posix() for source in sources if not is_url(source)):
+        try:
+            _fit(editor, name)
+        except (OSError, KeyError, Image.DecompressionBombError):
+            editor.notes.append(f"the cover {name} stays as it is: it is not a readable PNG or JPEG")
+
+
+def _fit(editor: PackageEditor, name: str) -> None:
+    """Pad a cover to an aspect ratio that the zoo shows in full, and shrink it until it is small enough."""
+    path, buffer = editor.folder / name, io.BytesIO()
+    kind, n_bytes = _PICTURES[path.suffix.lower()], path.stat().st_size
+    with Image.open(path) as opened:
+        size, image = opened.size, opened.convert("RGBA" if kind == "PNG" and "A" in opened.getbands() else "RGB")
+    if has_good_aspect(size) and n_bytes < MAX_COVER_BYTES:
+        return
+    if not has_good_aspect(size):
+        padded = [(max(size[0], round(size[1] * a)), max(size[1], round(size[0] / a))) for a in ASPECTS]
+        margin = (255, 255, 255, 0)[: len(image.getbands())]
+        image = ImageOps.pad(image, min(padded, key=lambda pair: pair[0] * pair[1]), color=margin)
+    image.save(buffer, kind, quality=90, optimize=True)
+    while buffer.tell() >= MAX_COVER_BYTES:
+        image, buffer = ImageOps.scale(image, 0.8, Image.Resampling.LANCZOS), io.BytesIO()
+        image.save(buffer, kind, quality=90, optimize=True)
+    editor.rewrite(name, buffer.getvalue())
+    before = f"{size[0]} x {size[1]}, {n_bytes // 1000} kB"
+    editor.changed("cover", f"cover {name}", before, f"{name}, {buffer.tell() // 1000} kB")
 
 
 # In the order in which they are made; rules refer to them by name. The format comes first, since the other repairs

@@ -9,16 +9,18 @@ from urllib.parse import quote
 from gap_bioimage import __version__
 from gap_bioimage.validation.check import STYLE, Check, registry
 from gap_bioimage.validation.report import Report, Status
-from gap_bioimage.validation.reports import with_missed_test
 from gap_bioimage.validation.verdicts import Score, Verdict
 
 Level = Literal["error", "warning", "note"]
+# GitHub's escapes
+_IN_DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+_IN_PROPERTIES = _IN_DATA | str.maketrans({":": "%3A", ",": "%2C"})
 _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def _findings(report: Report) -> Iterator[tuple[Level, str, str]]:
     """Yield the findings that need action: the level, the id of the check, and a text."""
-    for check in with_missed_test(report).checks:
+    for check in report.for_ci.checks:
         text = f"{check.message}. To do: {check.fix}" if check.fix else check.message
         if check.status in ("failed", "error"):
             yield "error", check.id, text
@@ -51,17 +53,9 @@ def render_github(reports: Sequence[Report]) -> str:
     for report in reports:
         for level, check_id, text in _findings(report):
             command = "notice" if level == "note" else level
-            place = f"file={_property(Path(report.model).as_posix())},title={_property(check_id)}"
-            lines[level].append(f"::{command} {place}::{_data(text)}\n")
+            file, title = (name.translate(_IN_PROPERTIES) for name in (Path(report.model).as_posix(), check_id))
+            lines[level].append(f"::{command} file={file},title={title}::{text.translate(_IN_DATA)}\n")
     return "".join(line for level_lines in lines.values() for line in level_lines)
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def json_schema() -> dict[str, Any]:
@@ -73,4 +67,6 @@ def json_schema() -> dict[str, Any]:
         "Report", status=(Status, ...), model=(str, ...), checks=(list[Check], ...),
         verdicts=(list[Verdict], ...), consumers=(list[Verdict], ...), score=(Score | None, ...), **optional,
     )  # fmt: skip
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    schema = model.model_json_schema()
+    del schema["$defs"]["Check"]["properties"]["concerns"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from gap_bioimage import __version__
-from gap_bioimage.validation.check import BLOCKS, Check, consumers, registry
+from gap_bioimage.validation.check import BLOCKS, Check, consumers, counted, registry
 from gap_bioimage.validation.report import Report
 from gap_bioimage.validation.reports import render
 from gap_bioimage.validation.verdicts import HIGHEST, PARTS, POINTS, Verdict, how_to_run, programs
@@ -53,7 +53,7 @@ def _sentences(report: Report) -> Iterator[str]:
     elif report.verdicts:
         yield "No program is known to run this model."
     else:
-        yield f"No verdicts were reached; {report.counts.get('failed', 0)} checks failed."
+        yield f"No verdicts were reached; {counted(report.counts.get('failed', 0), 'check')} failed."
     for verdict, sentence in (("fails", "It fails in {}: {}"), ("unknown", "Whether it works in {} is not known: {}")):
         entries = [entry for entry in report.verdicts if entry.verdict == verdict]
         for reason in dict.fromkeys(entry.reason for entry in entries):

@@ -14,7 +14,7 @@ from typing import Any
 
 from gap_bioimage.validation.archive.rdf import mappings
 from gap_bioimage.validation.archive.torchscript import TorchScriptCode, read_code
-from gap_bioimage.validation.check import BLOCKS, NotApplicable, one_sentence, rule
+from gap_bioimage.validation.check import BLOCKS, NotApplicable, counted, one_sentence, rule
 from gap_bioimage.validation.model import Model, Tensor
 
 JDLL = "JDLL 0.6.3, run with libtorch 1.13.1 and 2.0.1 (2026-11)"
@@ -48,8 +48,8 @@ def first(problems: Iterable[str]) -> str | None:
 
 def single_io(model: Model) -> str | None:
     """One input and one output."""
-    n_in, n_out = len(model.inputs), len(model.outputs)
-    return None if n_in == n_out == 1 else f"{n_in} inputs and {n_out} outputs instead of one each"
+    n_in, n_out = counted(len(model.inputs), "input"), counted(len(model.outputs), "output")
+    return None if (n_in, n_out) == ("1 input", "1 output") else f"{n_in} and {n_out} instead of one each"
 
 
 def single_input(model: Model) -> str | None:

@@ -236,22 +236,18 @@ def tile_voxels(model: Model) -> str | None:
       fix="Export with the legacy exporter: opset 18, IR version 8, one file; or keep torchscript next to it.")
 def onnx(model: Model) -> str | Outcome | None:
     """ONNX weights of at most opset 18 and IR version 8, in one file; a warning if Fiji can run other weights."""
-    problem, others = _onnx_problem(model), sorted(set(_READS) & set(model.weights) - {"onnx"})
-    return Outcome("warning", f"{problem}, so Fiji runs {', '.join(others)}") if problem and others else problem
-
-
-def _onnx_problem(model: Model) -> str | None:
-    entry = model.weights["onnx"]
+    entry, problem = model.weights["onnx"], ""
     opset = entry.get("opset_version")
     if isinstance(opset, int) and opset > _MAX_OPSET:
-        return f"the ONNX opset is {opset}, expected at most {_MAX_OPSET}"
-    if entry.get("external_data"):
-        return "the ONNX weights are split into two files"
-    path = model.file_of(entry)
-    if path is None:
+        problem = f"the ONNX opset is {opset}, expected at most {_MAX_OPSET}"
+    elif entry.get("external_data"):
+        problem = "the ONNX weights are split into two files"
+    elif (path := model.file_of(entry)) is None:
         raise NotApplicable("the ONNX weights are not in the package")
-    with path.open("rb") as file:
-        head = file.read(2)  # a model starts with field 1, its IR version, a number of one byte
-    if len(head) == 2 and head[0] == 8 and head[1] > _MAX_IR:
-        return f"the ONNX IR version is {head[1]}, expected at most {_MAX_IR}"
-    return None
+    else:
+        with path.open("rb") as file:
+            head = file.read(2)  # a model starts with field 1, its IR version, a number of one byte
+        if len(head) == 2 and head[0] == 8 and head[1] > _MAX_IR:
+            problem = f"the ONNX IR version is {head[1]}, expected at most {_MAX_IR}"
+    others = sorted(set(_READS) & set(model.weights) - {"onnx"}) if problem else []
+    return Outcome("warning", f"{problem}, so Fiji runs {', '.join(others)}") if others else problem or None

@@ -9,7 +9,7 @@ from datetime import date
 
 from gap_bioimage.validation import rules
 from gap_bioimage.validation.archive.rdf import is_url, walked
-from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, rule
+from gap_bioimage.validation.check import BLOCKS, DEGRADES, STYLE, NotApplicable, consumer, counted, rule
 from gap_bioimage.validation.model import Model, source_of
 from gap_bioimage.validation.rules import first
 
@@ -100,7 +100,7 @@ def name(model: Model) -> str | None:
     """A name of 5 to 128 plain characters."""
     written = str(model.rdf.get("name") or "")
     if not 5 <= len(written) <= 128:
-        return f"the name has {len(written)} characters, 5 to 128 are expected"
+        return f"the name has {counted(len(written), 'character')}, 5 to 128 are expected"
     return None if re.fullmatch(r"[A-Za-z0-9_+\- ()]*", written) else "the name contains unusual characters"
 
 
@@ -147,7 +147,8 @@ def license_id(model: Model) -> str | None:
     from bioimageio.spec.utils import get_spdx_licenses
 
     written, known = model.rdf.get("license"), get_spdx_licenses()["licenses"]
-    return None if written in [entry["licenseId"] for entry in known] else f"license is {written!r}"
+    stated = "no license is stated" if written is None else f"license is {written!r}"
+    return None if written in [entry["licenseId"] for entry in known] else stated
 
 
 @rule("zoo.documentation", STYLE, _GUIDE, repair="readme", breaks="readers do not learn how far to trust the model",
@@ -234,7 +235,7 @@ def few_files(model: Model) -> str | None:
     nested = [name for name in names if "/" in name]
     if len(names) > _MAX_FILES:
         return f"the package holds {len(names)} files"
-    return f"{len(nested)} files are in subfolders, such as {nested[0][:80]}" if nested else None
+    return f"{counted(len(nested), 'file')} in subfolders, such as {nested[0][:80]}" if nested else None
 
 
 rule("bioengine.weights_format", BLOCKS, _RUNTIME, asks="Weights other than tensorflow_js.", fix=rules.ADD_TORCHSCRIPT,

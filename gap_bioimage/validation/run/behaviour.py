@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, counted, one_sentence, run_check
 from gap_bioimage.validation.run import reference
 from gap_bioimage.validation.run.runner import MAX_VOXELS, SHARED_SEED, Arrays, Axis, ModelError, Runner, voxels
 
@@ -38,7 +38,7 @@ def output_kind(runner: Runner) -> Outcome:
     if isinstance(outputs, str):
         return Outcome("failed", f"the model returns a {outputs}, which programs cannot read")
     if len(outputs) != n_described:  # bioimageio.core ignores surplus tensors
-        text = f"the model returns {len(outputs)} tensors, {n_described} are described"
+        text = f"the model returns {counted(len(outputs), 'tensor')} instead of the {n_described} described"
         return Outcome("warning" if len(outputs) > n_described else "failed", text, _DESCRIBE)
     return Outcome("passed", f"the model returns as many tensors as described ({n_described})")
 
@@ -54,7 +54,7 @@ def as_loaded(runner: Runner) -> Outcome:
     if len(expected) < (n := len(runner.descr.outputs)):
         raise NotApplicable(f"the {n} described outputs have {len(expected)} names, see format.recommended")
     if len(got) != n:  # JDLL's PytorchInterface.fillOutputTensors
-        text = f"Fiji's engine throws, since the model returns {len(got)} tensors and {n} are described"
+        text = f"Fiji's engine throws, since the model returns {counted(len(got), 'tensor')} instead of {n}"
         return Outcome("failed", text, _DESCRIBE)
     outputs = [(name, array, made) for made, (name, array) in zip(got, expected.items(), strict=True)]
     worst = max(reference.mismatched_ppm(made, array, *reference.ZOO_DEEPIMAGEJ) for _, array, made in outputs)
@@ -115,10 +115,9 @@ def dtypes(runner: Runner) -> Outcome:
     """Images of other dtypes give the same results as float32, through the declared preprocessing."""
     counts = {name: as_counts(array) for name, array in runner.small_inputs.items()}
     dtypes = _DTYPES[: 1 if runner.is_stochastic else None]
-    if problem := _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes):
-        return Outcome("failed", problem)
-    through = "through the declared preprocessing, in bioimageio.core"
-    return Outcome("passed", f"{', '.join(dtypes)} give the same as float32, {through}")
+    problem = _other_dtypes(lambda arrays: list(runner.run(arrays).values()), counts, dtypes)
+    good = f"{', '.join(dtypes)} give the same as float32, through the declared preprocessing, in bioimageio.core"
+    return Outcome("failed" if problem else "passed", problem or good)
 
 
 @run_check("fiji.dtypes", Severity.DEGRADES, breaks="programs that do not convert images cannot run it",
@@ -134,9 +133,9 @@ def graph_dtypes(runner: Runner) -> Outcome:
         raise NotApplicable(_NO_TENSORS)
     counts = {name: np.minimum(as_counts(array), 255) for name, array in runner.small_inputs.items()}
     dtypes = _GRAPH_DTYPES[1:2] if runner.is_stochastic else _GRAPH_DTYPES
-    if problem := _other_dtypes(lambda arrays: script.run(list(arrays.values())), counts, dtypes):
-        return Outcome("failed", f"in the graph itself, {problem}")
-    return Outcome("passed", f"the graph itself takes {', '.join(dtypes)}, with the same results as for float32")
+    problem = _other_dtypes(lambda arrays: script.run(list(arrays.values())), counts, dtypes)
+    good = f"the graph itself takes {', '.join(dtypes)}, with the same results as for float32"
+    return Outcome("failed", f"in the graph itself, {problem}") if problem else Outcome("passed", good)
 
 
 def _other_dtypes(run: Callable[[Arrays], Any], counts: Arrays, dtypes: Sequence[str]) -> str:
@@ -179,9 +178,9 @@ def _finite(runner: Runner, n_photons: int, description: str) -> Outcome:
     inputs = {name: np.zeros_like(array) for name, array in runner.small_inputs.items()}
     for array in inputs.values():
         array[tuple(size // 2 for size in array.shape)] = n_photons
-    if broken := reference.not_finite(runner.run(inputs)):
-        return Outcome("failed", f"for {description}, {broken}")
-    return Outcome("passed", f"{description} gives finite outputs")
+    broken = reference.not_finite(runner.run(inputs))
+    text = f"for {description}, {broken}" if broken else f"{description} gives finite outputs"
+    return Outcome("failed" if broken else "passed", text)
 
 
 @run_check("run.cuda", Severity.DEGRADES, breaks="users with a GPU get other results",
@@ -257,7 +256,7 @@ def sizes(runner: Runner) -> Outcome:
         done.append(shape)
     if not done:
         raise NotApplicable(_TOO_LARGE)
-    return Outcome("passed", f"{len(done)} sizes from {min(done)} to {max(done)} run")
+    return Outcome("passed", f"{counted(len(done), 'size')} from {min(done)} to {max(done)} tried")
 
 
 def _size_parameters(runner: Runner) -> list[dict[Axis, int]]:
@@ -290,4 +289,4 @@ def below_min(runner: Runner) -> Outcome:
             return Outcome("failed", f"input size {tried[-1]}, below min, raised {error}")
     if not tried:
         raise NotApplicable("no multiple of step is below min")
-    return Outcome("passed", f"{len(tried)} sizes below min run, from {tried[0]}")
+    return Outcome("passed", f"{counted(len(tried), 'size')} below min tried, from {tried[0]}")

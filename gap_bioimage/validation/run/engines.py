@@ -45,10 +45,8 @@ def find_engines(engines: Iterable[str]) -> tuple[str, ...]:
             has_torch = _versions(path).get("torch")
         except (OSError, RuntimeError) as error:
             reason = one_sentence(getattr(error, "strerror", None) or error, 200)
-            raise ConfigError(
-                f"--engine {python} does not run as a Python interpreter ({reason}); "
-                "give the path of a python with torch, such as /usr/bin/python3."
-            ) from None
+            to_do = "give the path of a python with torch, such as /usr/bin/python3."
+            raise ConfigError(f"--engine {python} does not run as a Python interpreter ({reason}); {to_do}") from None
         if not has_torch:
             raise ConfigError(f"--engine {python} has no torch; install it there, or give another interpreter.")
         paths.append(path)

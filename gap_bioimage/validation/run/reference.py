@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from gap_bioimage.files import replacing
 from gap_bioimage.pictures import new_figure, save_figure, show
 from gap_bioimage.validation import check as registry
-from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, one_sentence, run_check
+from gap_bioimage.validation import quiet
+from gap_bioimage.validation.check import Evidence, NotApplicable, Outcome, Severity, counted, one_sentence, run_check
 from gap_bioimage.validation.model import Model
-from gap_bioimage.validation.quiet import quiet
 from gap_bioimage.validation.rules import tolerances
 from gap_bioimage.validation.run.runner import Arrays, ModelError, Runner, of_the_model
 
@@ -128,7 +128,7 @@ def core_test(descr: Any, weights_format: str, device: str) -> Outcome:
     if broken := not_finite(outputs):
         text = f"for the test input, {broken}, which bioimageio.core's test accepts for any value"
         return Outcome("failed", text, _GUARD)
-    return Outcome("passed", f"bioimageio.core's test passed in {len(details)} run{'s' * (len(details) != 1)}")
+    return Outcome("passed", f"bioimageio.core's test passed in {counted(len(details), 'run')}")
 
 
 def negative_control(model: Model) -> Outcome:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gap_bioimage.validation.check import NotApplicable, one_sentence
-from gap_bioimage.validation.quiet import quiet
+from gap_bioimage.validation import quiet
+from gap_bioimage.validation.check import NotApplicable, counted, one_sentence
 from gap_bioimage.validation.rules import section
 
 Arrays = dict[str, NDArray[Any]]
@@ -194,7 +194,7 @@ class Runner(AbstractContextManager["Runner"]):
             )  # fmt: skip
         outputs = _arrays(result)
         if missing := [name for name in self.test_outputs if name not in outputs]:
-            raise ModelError(f"the model gives {len(outputs)} outputs, {missing[0]!r} is not among them")
+            raise ModelError(f"the model gives {counted(len(outputs), 'output')}, {missing[0]!r} is not among them")
         return outputs
 
     def _sample(self, inputs: Arrays, stat: Mapping[Any, Any]) -> Any:

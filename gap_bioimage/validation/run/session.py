@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -72,7 +72,10 @@ class Session:
         runnable = [name for name in job.description.weights if name not in blocked]
         files = {name: model.file_of(model.weights.get(name)) for name in runnable}
         if not files:
-            self._check(reference.CORE_TEST, lambda _: _nothing_runs(blocked))
+            reason = "".join(f": {outcome.message}" for outcome in blocked.values() if len(blocked) == 1)
+            fix = RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else ""
+            text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
+            self._report(reference.CORE_TEST, Outcome("skipped", text, fix))
             return
         runners: dict[str, Runner] = {}
         with ExitStack() as stack:
@@ -122,29 +125,27 @@ class Session:
         if definition.id in self.job.done and definition is not LOADS:  # loaded models are lost with their process
             return None
         self.send(begin=definition.id)
-        outcomes, model_raised = list[tuple[str, Outcome]](), False
+        outcomes, model_raised = dict[str, Outcome](), False
         for name in names or [""]:
             try:
-                outcome = judge(name)
+                outcomes[name] = judge(name)
             except NotApplicable as reason:
-                outcome = Outcome("skipped", one_sentence(reason))
+                outcomes[name] = Outcome("skipped", one_sentence(reason))
             except ModelError as error:
-                outcome, model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
+                outcomes[name], model_raised = Outcome("failed", str(error), "" if definition is LOADS else RUNS), True
             except Exception as error:
-                outcome = raised(error)
-            outcomes.append((name, outcome))
-        outcome = registry.merge_outcomes(outcomes) if names else outcome
-        self._report(definition, outcome, model_raised=model_raised)
+                outcomes[name] = raised(error)
+        outcome = registry.merge_outcomes(outcomes.items()) if names else outcomes[""]
+        # a model that raises does not run, whatever the severity of the check
+        self._report(replace(definition, severity=registry.BLOCKS) if model_raised else definition, outcome)
         return outcome
 
-    def _report(self, definition: Definition, outcome: Outcome, *, model_raised: bool = False) -> None:
+    def _report(self, definition: Definition, outcome: Outcome) -> None:
         if definition.id in self.job.done:
             return
         check = definition.check(outcome)
-        if model_raised:  # a model that raises does not run, whatever the severity of the check
-            check = replace(check, status=outcome.status)
         pictures = reference.keep_evidence(definition.id, outcome, keep=self.job.keep, pictures=self.job.pictures)
-        self.send(check=check.to_dict(), drawn=[(title, str(path)) for title, path in pictures])
+        self.send(check=asdict(check), drawn=[(title, str(path)) for title, path in pictures])
 
 
 def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> Outcome:
@@ -157,12 +158,6 @@ def _judge(definition: Definition, runners: Mapping[str, Runner], name: str) -> 
     if definition.compares and broken:
         raise NotApplicable(f"nothing can be compared: for the test input, {broken}")
     return definition.outcome_of(runner)
-
-
-def _nothing_runs(blocked: Mapping[str, Outcome]) -> Outcome:
-    reason = f": {next(iter(blocked.values())).message}" if len(blocked) == 1 else ""
-    text = f"none of the weights ({', '.join(blocked) or 'none given'}) was run{reason}"
-    return Outcome("skipped", text, RUN_CODE if RUN_CODE in {outcome.fix for outcome in blocked.values()} else "")
 
 
 def _obstacle(job: Job, model: Model, weights_format: str) -> Outcome | None:
