@@ -91,7 +91,7 @@ class Card(Config):
         except ConfigError as error:
             problems.append(str(error))
         if problems:
-            raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card new.yaml` writes one")
+            raise CardError(f"{path}: {'; '.join(problems)}; `export --init-card new.yaml` writes a template")
         return card
 
 
