@@ -85,7 +85,7 @@ def test_verbs_take_ten_groups_of_options_at_most_and_tell_of_each(run: Any) -> 
         (["inspect", "missing.tif"], "there is no file missing.tif"),
         (["info", "missing"], "missing does not exist"),
         (["export"], "--init-card"),
-        (["export", "missing", "out.zip", "--card", "missing.yaml"], "missing.yaml"),
+        (["export", "missing", "out.zip", "--card", "missing.yaml"], "--init-card"),
         (["train", "missing.tif", "--dim", "2", "--out", "run"], "there is no file missing.tif"),
         (["train", "missing.tif", "--out", "run", "--set", "train.step=5"], "did you mean 'train.steps'?"),
         (["train", "missing.tif", "--out", "run", "--set", "train.patch_px=[8]"], "train.patch_px has 1 entries"),
