@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def error_sentence(model: type[BaseModel], error: Any) -> str:
     if error["type"] != "extra_forbidden":
         given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"
         message = {"missing": "is missing", "tuple_type": "expected a list, [a, b]"}.get(error["type"], error["msg"])
-        return f"{name}: {message.removeprefix('Value error, ').replace('Input should be', 'expected')}{given}"
+        message = re.sub("Input should be|String should (have|match)", "expected", message)
+        return f"{name}: {message.removeprefix('Value error, ')}{given}"
     owner: Any = model
     for part in error["loc"][:-1]:
         if isinstance(part, str):

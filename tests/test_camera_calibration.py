@@ -285,9 +285,10 @@ def test_report_is_json_and_plot_is_drawn(plain: xr.DataArray, tmp_path: Path) -
     assert found.gain != calibrate(plain, seed=2).gain
     assert report["gain"][0] == pytest.approx(found.gain.value, rel=1e-5)
     assert len(report["photon_transfer"]) == len(found.goodness.mean)
-    for name, drawn in (("wide.png", found), ("bright.png", calibrate(plain + 5000))):
-        save_figure(plot_calibration(drawn), tmp_path / name)
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for scale, drawn in (("log", found), ("log", calibrate(plain + 5000)), ("linear", calibrate(plain, dark=DARK))):
+        save_figure(figure := plot_calibration(drawn), tmp_path / "plot.png")
+        assert figure.axes[0].get_xscale() == scale
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_telomeres_were_resampled_and_their_own_camera_takes_them(shared_data: Path, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_all_missing_and_all_wrong_fields_are_listed_at_once(tmp_path: Path) -> 
     }  # fmt: skip
     text = refused(tmp_path, wrong)
     told = (
-        "unknown key 'nam'; did you mean 'name'?", "name: String should have at least 5",
-        "description: String should have at most 1024", "authors.0.orcid:", "authors.1.name:",
+        "unknown key 'nam'; did you mean 'name'?", "name: expected at least 5",
+        "description: expected at most 1024", "authors.0.orcid:", "authors.1.name:",
         "unknown key 'authors.1.affilation'; did you mean 'authors.1.affiliation'?", "maintainers.0.github_user:",
         "license: is not an SPDX licence identifier", "cite.0", "cite.1.doi:", "id:", "git_repo:", "version:",
     )  # fmt: skip

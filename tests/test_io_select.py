@@ -93,8 +93,9 @@ def test_names_that_files_use_are_known(dims, named):
     ],
 )
 def test_unknown_axes_are_guessed_around_known_ones(dims, shape, guess):
-    with pytest.raises(AxesError, match=f'axes="{guess}"'):
+    with pytest.raises(AxesError, match=f'axes="{guess}"') as error:
         name_axes(image(dims, shape), None, FILE)
+    assert ('axes="tyx"' in one_sentence(error)) == (guess == "zyx")  # a movie is as likely as a stack
     assert "".join(name_axes(image(dims, shape), guess, FILE).dims) == guess
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from gap_bioimage.inspection import Inspection
 
 _BLUE, _RED, _GREY = "#1f5f99", "#c8442c", "0.72"
-_WIDE = 20.0  # ratio of brightest to darkest signal above which axes are logarithmic
+# ratios of brightest to darkest signal between which axes are logarithmic; dark frames have none but by chance
+_WIDE, _WIDEST = 20.0, 1000.0
 _BARS = 400  # of a histogram
 
 
@@ -32,7 +33,7 @@ def plot_calibration(found: Calibration) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]})
     signal, expected = curve.mean - offset, found.line.at(curve.mean)
     low, high = float(signal.min()), float(signal.max())
-    wide = 0 < _WIDE * low < high
+    wide = _WIDE * low < high < _WIDEST * low
     x = np.geomspace(0.5 * low, high, 400) if wide else np.linspace(min(low, 0), high, 400)
     upper.plot(found.cloud[0] - offset, found.cloud[1], ".", ms=2, color=_GREY, label="blocks of pixels")
     upper.plot(x, found.line.at(x + offset), color=_RED, label="line: gain (mean - offset) + floor")

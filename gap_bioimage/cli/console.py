@@ -126,7 +126,7 @@ def report_error(error: Exception) -> int:
     if isinstance(error, _CLICK_ERRORS):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "gap-bioimage"
-        text = " ".join(error.format_message().split())
+        text = " ".join(error.format_message().replace("Value error, ", "").split())
         text = f"{text.removeprefix('Invalid value: ').rstrip('.')}; see `{command} --help`"
     elif isinstance(error, OSError) and not isinstance(error, GapError):
         text = f"{error.filename or 'a file'}: {error.strerror or error}"

@@ -152,6 +152,9 @@ def denoise(
         flags = " ".join(f"--{name.replace('_', '-')}" for name, value in asdict(layout).items() if value)
         problem = f"without {flags}" if flags else f"not {len(images)} images"
         raise typer.BadParameter(f"--regions takes one image of the model's own dimensions, {problem}")
+    if outputs != [out]:
+        check_output_path(out, folder=True)
+        out.mkdir(exist_ok=True)
     for image, path in zip(images, outputs, strict=True):
         check_output(path, image)
     loaded, how, failed = gap.load_model(model), How(selection, layout, running, detector, region, quiet), False
@@ -169,22 +172,18 @@ def denoise(
 
 
 def _pairs(images: list[Path], out: Path) -> tuple[list[Path], list[Path]]:
-    """Return images and where to write each: ``out``, or a file in the folder ``out`` for several or for a folder."""
+    """Return images and where to write each: ``out``, or a file in it if it is a folder or has no suffix."""
     from gap_bioimage.io.read import image_files
     from gap_bioimage.io.write import SUFFIXES
 
-    if len(images) == 1 and (out.suffix.lower() == ".zarr" or not (out.is_dir() or images[0].is_dir())):
-        return images, [out]
-    files = [file for image in images for file in image_files(image)]
-    if files == images[:1] and not out.is_dir():  # an OME-Zarr, which is a folder
+    files = images if out.suffix.lower() == ".zarr" else [file for image in images for file in image_files(image)]
+    if files == images[:1] and out.suffix and (out.suffix.lower() == ".zarr" or not out.is_dir()):
         return images, [out]
     if out.suffix.lower() in SUFFIXES:
-        raise typer.BadParameter(f"{len(files)} images need a folder to be written to, not {out}; add the folder")
+        raise typer.BadParameter(f"{out} is one file, and several images need a folder; add the name of one")
     outputs = [out / (file.name if file.suffix.lower() in SUFFIXES else f"{file.stem}.tif") for file in files]
     if twice := [path.name for number, path in enumerate(outputs) if path in outputs[:number]]:
         raise typer.BadParameter(f"two images would be written to {twice[0]}; denoise them into different folders")
-    check_output_path(out, folder=True)
-    out.mkdir(exist_ok=True)
     return files, outputs
 
 

@@ -80,10 +80,11 @@ class Card(Config):
     @classmethod
     def read(cls, path: Path | str) -> Self:
         """Read a card; `CardError` lists every missing or wrong field at once."""
+        hint = "`gap-bioimage export --init-card new.yaml` writes a template that explains every field"
         try:
             values = read_yaml(path)
         except ConfigError as error:
-            raise CardError(str(error)) from None
+            raise CardError(f"{error}; {hint}") from None
         template = read_yaml(TEMPLATE)
         problems = [f"{name}: still the template's text" for name in _MUST_CHANGE if values.get(name) == template[name]]
         try:
@@ -91,7 +92,7 @@ class Card(Config):
         except ConfigError as error:
             problems.append(str(error))
         if problems:
-            raise CardError(f"{path}: {'; '.join(problems)}; `gap-bioimage export --init-card new.yaml` writes one")
+            raise CardError(f"{path}: {'; '.join(problems)}; {hint}")
         return card
 
 

@@ -162,10 +162,10 @@ def speed_of(run: Callable[[Tensor], Any], photons: np.ndarray) -> str:
         run(inputs)  # warm-up
         start = time.perf_counter()
         run(inputs)
-    seconds = 1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:])
+    seconds = float(f"{1e6 * (time.perf_counter() - start) / math.prod(photons.shape[2:]):.2g}")
     cores = f"{threads} cores" if (threads := torch.get_num_threads()) > 1 else "1 core"
     unit = "megapixel" if photons.ndim == 4 else "10^6 voxels"
-    return f"{seconds:.2g} s per {unit} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
+    return f"{seconds:g} s per {unit} on the machine that made this file ({cores}, {platform.machine()}, no GPU)"
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,8 @@ def _open(path: Path) -> list[Stored]:
     except ImportError:
         hint = f"pip install 'gap-bioimage[{'zarr' if zarr else 'formats'}]'"
         raise UnreadableImageError(f"{path.name} needs a library that is not installed; type {hint}") from None
-    problem = f"{path} cannot be read as an image, expected {', '.join(READABLE)}"
-    raise UnreadableImageError(f"{problem}; export it as OME-TIFF, such as from Fiji")
+    problem = f"{path} cannot be read as an image: its content is none of {', '.join(READABLE)}"
+    raise UnreadableImageError(f"{problem}; copy it again, or export it as OME-TIFF, such as from Fiji")
 
 
 def loaded(image: xr.DataArray, path: Path) -> xr.DataArray:

@@ -49,7 +49,8 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         return image
     samples, guess = image.sizes.get(SAMPLES, 0), _guess(image)
     sizes = ", ".join(f"{'' if is_unknown(dim) else f'{dim} '}{length}" for dim, length in image.sizes.items())
-    hint = f'if they are {guess}, give axes="{guess}"' if guess else "save only the part of it that is an image"
+    movie = f', for a movie axes="t{guess[1:]}"' if guess[:1] == "z" != image.dims[0] and "t" not in guess else ""
+    hint = f'if they are {guess}, give axes="{guess}"{movie}' if guess else "save only the part of it that is an image"
     if samples:
         problem = f"is {'an RGB' if samples == 3 else 'a colour'} photograph, with {samples} samples per pixel"
         raise NotPhotonCountsError(f"{file} {problem} ({sizes}), expected detector channels with counts; {hint}")

@@ -320,13 +320,12 @@ def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[An
 
 @rank_zero_only
 def draw(run: Path, model: Model) -> None:
-    """Draw loss.png, the losses against steps, and preview.png, a held-out image next to the denoised one."""
+    """Draw loss.png, the held-out loss against steps, and preview.png, a held-out image next to the denoised one."""
     rows = read_metrics(run)
     figure = new_figure(6, 4)
-    axes = figure.add_subplot()
-    for column, label in (("train_loss", "training"), ("validation_loss", "held out")):
-        axes.plot([row["step"] for row in rows], [row[column] for row in rows], marker=".", label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per photon)")
-    axes.legend()
+    axes = figure.add_subplot()  # without the training loss, whose changes from batch to batch would hide the fall
+    axes.plot([row["step"] for row in rows], [row["validation_loss"] for row in rows], marker=".")
+    axes.set(xlabel="step", ylabel="loss on held-out photons (nats per photon)")
+    axes.ticklabel_format(useOffset=False)
     save_figure(figure, run / "loss.png")
     draw_grid(run / "preview.png", [preview(run, model)])
