@@ -79,6 +79,8 @@ def test_a_plot_each(run: Any, tmp_path: Path) -> None:
         assert run("inspect", *images[:count], "--plot", tmp_path / plot, "--quiet").code == 0
     expected = {"one.png", "two_a.png", "two_b.png", "three_0_a.png", "three_1_b.png", "three_2_a.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == expected
+    whole = json.loads(run("inspect", tmp_path / "in", images[0], "--json", "-").out)  # a folder, and an image
+    assert [part["verdict"] for part in whole] == ["photon counts"] * 2
     assert Image.open(tmp_path / "two_b.png").size == (1650, 1275)
     before = write(tmp_path / "x_b.tif", poisson()).read_bytes()
     assert run("inspect", images[1], tmp_path / "x_b.tif", "--plot", tmp_path / "x.tif").code == 2

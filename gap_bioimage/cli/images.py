@@ -44,7 +44,7 @@ def simulate(
 
 
 def inspect(
-    images: Annotated[list[Path], Argument(help="Images to inspect.")],
+    images: Annotated[list[Path], Argument(help="Images or folders to inspect.")],
     selection: Selection,
     plot: Annotated[Path | None, Option(metavar="PNG", help=_PLOT)] = None,
     json_out: Json = None,
@@ -52,7 +52,9 @@ def inspect(
 ) -> None:
     """Describe images: axes, counts, brightness, whether they are photon counts, and what to do next."""
     import gap_bioimage as gap
+    from gap_bioimage.io.read import image_files
 
+    images = [file for image in images for file in image_files(image)]
     names = [image.stem for image in images]
     if len(set(names)) < len(names):  # such as from several folders
         names = [f"{number}_{name}" for number, name in enumerate(names)]
