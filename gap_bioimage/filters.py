@@ -38,10 +38,14 @@ def hot_pixels(photons: Tensor) -> Tensor:
     columns = _brightest(four, [middle, torch.zeros_like(middle), torch.zeros_like(middle)])
     pairs = _brightest(_cut(columns, -1, 0, width + 3), _cut(columns, -1, 1, width + 3))
     sides = _brightest(_cut(pairs, -1, 0, width), _cut(pairs, -1, 3, width))
-    third = _brightest(sides, _cut(four, -1, 2, width))[2]
+    return photons > most_photons(_brightest(sides, _cut(four, -1, 2, width))[2])
+
+
+def most_photons(third: Tensor) -> Tensor:
+    """Return the most photons of a pixel that is not hot, given the third brightest of the 24 around it."""
     rate = 4.0 * (third + 1.0)
     # 6.4 standard deviations, and 7 more for the longer tail of low counts
-    return photons > rate + 6.4 * torch.sqrt(rate) + 7.0
+    return rate + 6.4 * torch.sqrt(rate) + 7.0
 
 
 def _brightest(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:

@@ -50,7 +50,8 @@ class GapModule(pl.LightningModule):
         if self.recorded is None and self.device.type == "cuda" and not torch.distributed.is_initialized():
             self.recorded = record_training(self.network, batch.photons)
         losses, importance, has_target = self._losses(batch)
-        self.train_losses.append(_weighted_mean(losses.detach(), importance * has_target))
+        weights = importance * has_target
+        self.train_losses.append((losses.detach() * weights).sum() / weights.sum().clamp(min=1e-12))
         self.input_db = batch.db
         return (importance * losses).sum() / has_target.sum().clamp(min=1)
 
@@ -132,7 +133,3 @@ class GapModule(pl.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp(min=1e-12)
