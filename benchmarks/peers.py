@@ -37,7 +37,7 @@ class Peer(NamedTuple):
 
 def gaussians(counts: Image) -> Iterator[Image]:
     """Filter with Gaussians of all widths; for volumes also of other widths along z (or time)."""
-    ratios = (0.0,) if counts.ndim == 2 else (0.0, 0.25, 0.5, 1.0, 2.0)
+    ratios = (0.0,) if counts.ndim == 2 else (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     for width in ((z * s, s, s)[-counts.ndim :] for s in SIGMAS_PX for z in ratios):
         yield ndimage.gaussian_filter(counts.astype(float), width)
 

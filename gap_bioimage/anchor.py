@@ -12,14 +12,20 @@ from torch import Tensor
 
 from gap_bioimage.filters import Filters, curvatures, pad_planes, slopes, solve_pixelwise, upsample_planes
 
-# sigma of the anchor's filters in px: in the plane, and along z
-_PLANAR_SCALES = [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)]
-_VOLUME_SCALES = [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0), (1.7, 0.9), (2.9, 0.0), (2.9, 1.4)]
-_VOLUME_SCALES += [(5.0, 2.0), (8.5, 2.0)]
-# from version 2 on: scales whose differences are fitted, and the scale that makes up half of the image they are added
-# to; sigma of the window of the fit in px, in the plane and along z
-_FITTED = {2: ([1, 2, 3, 4, 5, 7], 5), 3: ([0, 2, 3, 5, 7, 8, 9], 8)}
-_FIT_WINDOW = {2: (24.0, 0.0), 3: (20.0, 2.0)}
+# per kind of image: sigma of the scales in px, in the plane and along z; from version 2 on the scales whose differences
+# are fitted, the one that makes up half of the image they are added to, and sigma of the window of the fit
+_Scales = Tuple[List[Tuple[float, float]], List[int], int, Tuple[float, float]]
+_PLANES: _Scales = (
+    [(sigma, 0.0) for sigma in (0.4, 0.7, 1.2, 2.0, 3.4, 5.8, 9.5, 15.0)], [1, 2, 3, 4, 5, 7], 5, (24.0, 0.0)
+)  # fmt: skip
+_VOLUMES: _Scales = (
+    [(0.4, 0.0), (0.6, 0.0), (0.8, 0.4), (1.2, 0.6), (1.7, 0.0),
+     (1.7, 0.9), (2.9, 0.0), (2.9, 1.4), (5.0, 2.0), (8.5, 2.0)], [0, 2, 3, 5, 7, 8, 9], 8, (20.0, 2.0)
+)  # fmt: skip
+_MOVIES: _Scales = (
+    [(0.4, 0.0), (0.6, 0.6), (0.8, 1.0), (0.8, 2.5), (1.2, 1.2),
+     (1.2, 5.0), (2.0, 2.0), (1.2, 12.0), (2.9, 5.0), (6.0, 12.0)], [0, 2, 3, 5, 6, 7, 9], 7, (20.0, 6.0)
+)  # fmt: skip
 # volumes in version 3: scales at which edges are detected, and the squared strength of edges in noise alone (relative
 # to the rate); sigma of the window in which an edge has one direction; scales smoothed along edges, with their edges
 _EDGES, _EDGE_NOISE = [3, 7], [3.6e-6, 7.2e-9]
@@ -38,7 +44,7 @@ class Anchor(Filters):
     has to learn how to improve it. Version 2 adds a local fit (see ``fitted``), and scales the network's factor with
     the standard error of the filter. Version 3 smooths volumes differently along and across edges in the plane (see
     ``steered``); 2D networks learn this equally well by themselves. Version 4 bounds what a network changes (see
-    ``log_rate``).
+    ``log_rate``). Version 5 is version 4 for volumes that change slowly along z: movies whose frames are planes.
 
     In training it records the brightness of its brightest input, and whether counts are sums of one-bit frames; with
     ``stored`` both are part of the state_dict.
@@ -53,7 +59,8 @@ class Anchor(Filters):
         self.register_buffer("brightest", torch.tensor(math.inf), persistent=stored)
         # 1 / number of one-bit frames that are summed; 0 if counts have no such limit
         self.register_buffer("per_frame", torch.tensor(0.0), persistent=stored)
-        scales = _PLANAR_SCALES if dim == 2 else _VOLUME_SCALES
+        kind = _PLANES if dim == 2 else _MOVIES if version == 5 else _VOLUMES
+        scales, self.fitted_scales, self.base, fit_window = kind
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # average the squared bias
         self.n_scales = len(scales)
         # the variance comes from an image this many scales coarser: it would be 0 where a fine one is 0 by chance
@@ -67,12 +74,11 @@ class Anchor(Filters):
             self.register_buffer("version", torch.tensor(version), persistent=stored)
         self.n_features = 2 * self.n_scales + 3 + int(self.fits) + int(self.steers)
         self.n_answers = self.n_scales + 2  # both per channel
-        self.fitted_scales, self.base = _FITTED[dim]
         self.edges, self.edge_noise, self.steered_scales = _EDGES, _EDGE_NOISE, _STEERED
         self.steps = [math.ceil(1.4 * scales[scale][0]) for scale, _ in self.steered_scales]
-        planar, along_z = _FIT_WINDOW[dim]
         if dim == 3:
             self.add(*_EDGE_WINDOW, 2)
+        planar, along_z = fit_window
         self.add(planar, along_z, FIT_POOL)
         self.few_photons = 5.0  # gains of filters that hold fewer are kept near 0, or single photons would show
         # 1 / (variance of a gain, 0.2^2, times the number of voxels in a window)

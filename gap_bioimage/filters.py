@@ -16,7 +16,7 @@ NEIGHBOURS_REACH_PX = 2
 """Reach of the neighbourhood from which the mean at a camera pixel is estimated."""
 _MATRIX_PX = 1024  # largest side that a GPU filters with matrices; for larger images launch times do not matter
 _TRAINING_PX = 128  # the same for windows that a CPU trains on
-_MATRICES: dict[tuple[int, int, int, int, bool, str], Tensor] = {}
+_MATRICES: dict[tuple[str, int, int, int, bool, str], Tensor] = {}
 
 
 def hot_pixels(photons: Tensor) -> Tensor:
@@ -183,12 +183,14 @@ class Filters(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
+        self.sigmas = ""
         self.pools: list[int] = []
         self.kernels: list[list[float]] = []
         self.z_kernels: list[list[float]] = []
 
     def add(self, planar: float, along_z: float, pool: int) -> None:
         """Add a filter, given by its sigma in px in the plane and along z, for planes pooled by ``pool``."""
+        self.sigmas += f"{planar},{along_z} "
         self.pools.append(pool)
         # pooling and linear interpolation contribute to the blur
         self.kernels.append(gaussian(math.sqrt(planar**2 - (pool**2 - 1) / 4) / pool))
@@ -224,9 +226,9 @@ class Filters(nn.Module):
 
     @torch.jit.unused
     def _matrices(self, first: int, x: Tensor, axis: int, enlarge: bool) -> Tensor:
-        """Return filters along an axis as matrices, (filter, 1, before, after), shared by all networks."""
+        """Return filters along an axis as matrices, (filter, 1, before, after), shared by equal networks."""
         count, size, along_z = len(x), x.shape[axis], axis == -3
-        key = (self.dim, first, count, size, along_z, str(x.device))
+        key = (self.sigmas, first, count, size, along_z, str(x.device))
         if key not in _MATRICES:
             if len(_MATRICES) >= 32:
                 _MATRICES.clear()

@@ -11,7 +11,7 @@ import pickle
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,10 @@ def describe(
     limits, range_from = settings.pop(RANGE, (None, "assumed"))
     facts, inputs = _settings_from_shapes(weights, path)
     if settings.keys().isdisjoint(("levels", "log1p")):
-        bounded = "anchor.version" in weights
-        facts |= _anchor_settings(facts["dim"], inputs, facts["channels"], bounded)
+        stored = weights.get("anchor.version")  # since version 4
+        # in 2D, versions 2 and 3 are the same
+        versions = (1, 3, 2) if stored is None else (5 if stored.eq(5).all() else 4,)
+        facts |= _anchor_settings(facts["dim"], inputs, facts["channels"], versions)
     settings = {name: (fact, "weights") for name, fact in facts.items()} | settings
     if "anchor" not in facts:
         original = list(weights)[:2] == ["conv_final.weight", "conv_final.bias"]
@@ -203,9 +205,9 @@ def _settings_from_shapes(weights: Mapping[str, torch.Tensor], path: Path) -> tu
         raise _no_network(path, "its convolutions have unexpected shapes") from None
 
 
-def _anchor_settings(dim: int, inputs: int, answers: int, bounded: bool) -> dict[str, Any]:
+def _anchor_settings(dim: int, inputs: int, answers: int, versions: Sequence[int]) -> dict[str, Any]:
     """Return the settings of the anchored network with these numbers of inputs and answers; empty if there is none."""
-    for version in (4,) if bounded else (1, 3, 2):  # in 2D, versions 2 and 3 are the same
+    for version in versions:
         anchor = Anchor(dim, version)
         channels = answers // anchor.n_answers
         if channels and (inputs, answers) == (channels * anchor.n_features, channels * anchor.n_answers):

@@ -14,9 +14,9 @@ PHOTONS = torch.poisson(torch.full((1, 1, 40, 56), 2.0), torch.Generator().manua
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("dim", [2, 3])
-def test_products_with_matrices_smooth_as_sums_do(dim: int) -> None:
-    anchor = random_network(dim=dim, anchor=True, anchor_version=4).anchor
+@pytest.mark.parametrize(("dim", "version"), [(2, 4), (3, 4), (3, 5)])
+def test_products_with_matrices_smooth_as_sums_do(dim: int, version: int) -> None:
+    anchor = random_network(dim=dim, anchor=True, anchor_version=version).anchor
     photons = torch.poisson(torch.full((2, 5, 53, 38), 3.0), torch.Generator().manual_seed(0))
     for first, count, enlarge in (
         (0, anchor.n_scales, True),

@@ -26,6 +26,7 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 3, "anchor_version": 1},
     {"dim": 3, "anchor_version": 2},
     {"dim": 3, "anchor_version": 3},
+    {"dim": 3, "anchor_version": 5},
 ]
 SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 4}
 
@@ -51,7 +52,7 @@ def median_change(values: Tensor, other: Tensor) -> float:
     return abs(float(values.median() / other.median()) - 1)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("mean", [0.03, 1.0, 100.0, 1e4])
 def test_untrained_networks_are_filters_with_the_right_total(dim: int, mean: float, version: int) -> None:
@@ -259,6 +260,17 @@ def test_volumes_are_smoothed_along_their_edges(level: float, share: float) -> N
     truth = ndimage.gaussian_filter(level * (0.3 + 2 * stripes * np.ones((9, 1, 1))), (0, 1, 1))
     counts = torch.from_numpy(np.random.default_rng(2).poisson(truth).astype(np.float32))[None, None]
     errors = [np.mean((Anchor(3, version)(counts)[1][0, -1, 0].numpy() - truth) ** 2) for version in (2, 3)]
+    assert errors[1] < share * errors[0]
+
+
+@pytest.mark.parametrize(("level", "shift", "share"), [(0.1, 0.05, 0.45), (1.0, 0.05, 0.45), (0.1, 0.5, 0.9)])
+def test_movies_are_smoothed_over_time(level: float, shift: float, share: float) -> None:
+    scene = simulate_truth(2, (96, 96), 3).values
+    truth = level * np.stack([ndimage.shift(scene, (n * shift, 0), order=1, mode="mirror") for n in range(48)])
+    counts = torch.from_numpy(np.random.default_rng(2).poisson(truth).astype(np.float32))[None, None]
+    settings: dict[str, Any] = {"dim": 3, "depth": 1, "start_filts": 1, "anchor": True}
+    rates = [UNet(anchor_version=v, **settings)(counts).exp().detach().numpy() for v in (4, 5)]
+    errors = [np.square(rate - truth).mean() for rate in rates]
     assert errors[1] < share * errors[0]
 
 

@@ -9,6 +9,7 @@ import xarray as xr
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera, RunConfig
 from gap_bioimage.errors import ConfigError
+from gap_bioimage.simulation import simulate_truth
 from gap_bioimage.training import choices
 from gap_bioimage.training.choices import choose_dim, choose_repeats, choose_sizes
 from gap_bioimage.training.patches import Split, Stack
@@ -113,6 +114,27 @@ def test_anchored_networks_learn_in_bfloat16_where_the_processor_has_it(
     monkeypatch.setattr(choices, "_has_bf16", lambda: bf16)
     settings = {**settings, "train": {"steps": 5, **settings.get("train", {})}}
     assert choose_sizes(RunConfig.from_dict(settings), split(), accelerator).train.precision == precision
+
+
+@pytest.mark.parametrize(
+    ("frames", "settings", "version"),
+    [
+        (simulate_truth(3, (16, 64, 64), 1).values, {}, 4),
+        (np.broadcast_to(simulate_truth(2, (64, 64), 1).values, (40, 64, 64)), {}, 5),
+        (np.broadcast_to(simulate_truth(2, (64, 64), 1).values, (40, 64, 64)), {"anchor_version": 4}, 4),
+    ],
+    ids=["volume", "movie", "set"],
+)
+@pytest.mark.parametrize("ceiling", [None, 1])
+def test_volumes_that_change_slowly_along_z_are_smoothed_along_it(
+    frames: Any, settings: dict[str, Any], version: int, ceiling: int | None
+) -> None:
+    counts = np.random.default_rng(0).poisson(0.2 * frames).astype(np.uint8)
+    stack = Stack(counts[None] if ceiling is None else np.minimum(counts, 1)[None])
+    config = {"network": {"dim": 3, **settings}, "thinning": {"ceiling": ceiling}, "train": {"steps": 5}}
+    chosen = choose_sizes(RunConfig.from_dict(config), Split([stack], [stack]), accelerator=False)
+    assert chosen.network.anchor_version == version
+    assert chosen.train.patch_px == ((32, 32, 32) if version == 5 else (12, 48, 48))
 
 
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:

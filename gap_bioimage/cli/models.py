@@ -89,6 +89,8 @@ def train(
         counts = [gap.sum_frames(image, n, name=image.attrs.get("source", "the movie")) for image in counts]
     if training.time_as_z:
         counts = [time_as_z(image) for image in counts]
+    elif arguments["camera"] is None and any(image.sizes.get("t", 1) > 8 and "z" not in image.dims for image in counts):
+        say(quiet, "frames will be denoised one by one; where little moves, --time-as-z is far better: it uses several")
     model = gap.train(counts, out, settings, progress=not quiet, **arguments)
     low, high = model.trained_range_db
     say(quiet, f"{out}: trained for inputs of {low:g} to {high:g} dB; look at {out / 'preview.png'}")

@@ -32,7 +32,7 @@ Pretrained = Annotated[str | None, Option(metavar="NAME", help=_PRETRAINED)]
 _CAMERA = "Camera file from calibrate, or none for photon counts; by default the model's own camera."
 Camera = Annotated[str | None, Option(metavar="YAML", help=_CAMERA)]
 SumFrames = Annotated[int | None, Option(min=1, help="Sum this many frames (t) of a one-bit (single-photon) camera.")]
-TimeAsZ = Annotated[bool, Option("--time-as-z", help="Run a 3D model on a movie as on a stack.")]
+TimeAsZ = Annotated[bool, Option("--time-as-z", help="Take a movie for a stack: a 3D network uses the frames around.")]
 _PRECISION = "float32, bf16 (0.1 % error, faster on GPUs and some CPUs), or auto: bf16 on GPUs if it changes little."
 _SIDE_OUTPUTS = ("json_out", "plot", "truth", "movie", "html", "junit")  # outputs other than ``out``
 _EACH_CHANNEL = "Run a one-channel model on each channel separately."
