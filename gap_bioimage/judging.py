@@ -141,13 +141,13 @@ def _negative(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
-    if count := traces.dead_pixels(evidence):
+    if count := traces.dead_pixels(evidence.planes):
         text = f"has {count} pixels of {minimum:g} and no other negative values: marked dead pixels"
         return _not_usable("counts", text, "set them to 0, or to the mean of their neighbours, and inspect it again")
     text = f"has negative values (minimum {minimum:g})"
     # subtracted light leaves its noise behind, and no line fits
     line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
-    if evidence.unit is not None and line and not evidence.correlation.found:
+    if evidence.unit is not None and line:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, _BEFORE_SUBTRACTION)
 
@@ -198,8 +198,7 @@ def _offset(evidence: Evidence) -> Finding | None:
     if curve is None:
         return None
     line = curve.intercept[0] < -5 * curve.intercept[1]
-    averaged = not evidence.saturated and _averaged(curve)  # saturation lowers the noise, too
-    quiet = averaged or curve.dark < _QUIET * _margin(curve.dark_error)
+    quiet = _averaged(curve) or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has such a small gain and offset, but maximum projections of counts do
@@ -230,7 +229,7 @@ def _margin(error: float) -> float:
 
 
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # sharp edges
+    if evidence.correlation.largest > _OPPOSITE:
         return None
     return processed(f"has neighbouring pixels with anticorrelated noise, as if sharpened {_numbers(evidence)}")
 
@@ -255,7 +254,7 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     if curve is None:
         return None
     loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # at every brightness
-    if not loud or traces.typical_of_photons(evidence.planes):
+    if not loud:
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
@@ -273,8 +272,7 @@ def _subtracted(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None
-    floor = curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1])
-    if not floor or traces.typical_of_photons(evidence.planes):
+    if curve.intercept[0] <= max(_FLOOR, 5 * curve.intercept[1]):
         return None
     text = f"has too much noise in the dark {_numbers(evidence)}, as after background subtraction and clipping at zero"
     return processed(text, _BEFORE_SUBTRACTION, refused=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
-from gap_bioimage.camera.moments import NEAR, Floats, Moments, moments_of
+from gap_bioimage.camera.moments import NEAR, SATURATED, Floats, Moments, moments_of
 from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
@@ -21,7 +21,6 @@ _STRUCTURE = 0.06  # relative bias of a gain from one image of simulated cells, 
 _NO_LINE = 3.0  # chi-square per degree of freedom above which one image shows structure rather than noise
 _CONTRADICTED = 0.3  # relative rise above a line through the known offset above which that offset is wrong
 _SAME_CAMERA = "give dark frames or an offset of the same camera and settings, or neither to have the offset estimated"
-_SATURATED = 0.01  # fraction of saturated values in a block above which the block is left out
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
 _BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
@@ -207,7 +206,7 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     """Measure the noise in unsaturated blocks; refuse saturated images and strongly correlated noise."""
     pattern = None if dark is None else dark.pattern
     moments = moments_of(frames.values, (frames.floor, frames.ceiling), in_time=frames.count > 1, pattern=pattern)
-    full = moments.saturated > _SATURATED
+    full = moments.saturated > SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
         hint = "use a shorter exposure, or give saturation=65535 if the camera saturates there"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated or cleared, expected less; {hint}")
