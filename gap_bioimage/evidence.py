@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,6 @@ class Evidence:
     frames: int = 1  # in time
     repeats: bool = False  # whether the correlation is that of differences between frames
     planes: Planes = field(default_factory=list)  # sample planes (y, x), to find traces of processing
-    colours: float = 0.0  # correlation of the noise between channels
     hot: list[tuple[int, int]] = field(default_factory=list)  # positions (y, x) of hot pixels
     left_out: tuple[str, ...] = ()  # sentences about other parts that were not measured
 
@@ -81,7 +79,6 @@ def measure(photons: xr.DataArray) -> Evidence:
         hot &= bool(hot.mean() <= _MOST_HOT)
     excluded = np.asarray(values[..., hot], np.float64)
     samples = [s.mean for s in m.snapshots_of(singles, FEW_PIXELS, False, hot)]
-    channels = list(np.moveaxis(values, photons.dims.index("c"), 0)) if "c" in photons.dims else []
     unit = common_step(np.concatenate(samples, axis=None)) if statistics.fractional else unit
     return replace(
         whole,
@@ -95,7 +92,6 @@ def measure(photons: xr.DataArray) -> Evidence:
         unit=unit,
         **_noise(stack, singles, hot, unit or 1.0, statistics.maximum if whole.saturated else math.inf),
         planes=samples,
-        colours=channel_correlation(channels),
         hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
     )
 
@@ -276,13 +272,3 @@ def one_bit(planes: Planes) -> bool:
         return False
     local = (scipy.ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
     return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
-
-
-def channel_correlation(channels: list[Values]) -> float:
-    """Return the smallest noise correlation between successive channels, two to four; it is large for colours."""
-    if not 2 <= len(channels) <= 4 or min(channels[0].shape[-2:]) < len(m.RIPPLE):
-        return 0.0
-    ripple = np.outer(m.RIPPLE, m.RIPPLE)
-    planes = [[s.mean for s in m.snapshots_of(as_stack(channel), FEW_PIXELS, False)] for channel in channels]
-    noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in images]) for images in planes]
-    return min(float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300) for a, b in pairwise(noise))

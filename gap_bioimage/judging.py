@@ -27,7 +27,6 @@ _NEAR_POISSON, _NEAR_POISSON_THIRD = 0.1, 0.5  # departures from 1 of variance/m
 _SKEWED = 2.0  # third moment/variance, in units of the gain, that no camera exceeds
 _EVEN = 1.2  # brightest over darkest part of an evenly lit field
 _FITS = (3.0, 10.0)  # chi-square up to which a camera's line fits: of one image, and of frames, which may be dim
-_COLOURS = 0.5  # noise correlation between channels above which they are colours of one picture
 _DEAD = 1e-3  # fraction of pixels that may be 0 in a camera image with an offset
 _FEW = 20  # pixels that may have a common divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -162,7 +161,7 @@ def _fractions(evidence: Evidence) -> Finding | None:
 
 
 def _unusual_levels(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, one-bit frames, colours, 8-bit overflow, and levels skipped by a change of scale."""
+    """Look for masks and labels, one-bit frames, 8-bit overflow, and levels skipped by a change of scale."""
     lowest, highest = evidence.statistics.minimum, evidence.statistics.maximum
     if not evidence.planes:
         return None
@@ -171,8 +170,6 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
         return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
     if traces.one_bit(evidence.planes):
         return _one_bit(evidence.frames, highest)
-    if evidence.colours > _COLOURS:
-        return processed(f"has channels that share {evidence.colours:.0%} of their noise, like colours of a picture")
     if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
         text = f"wraps to 0 beyond {highest:g} (8-bit overflow), which makes bright pixels dark"
         return _not_usable("counts", text, "record it again with 16 bits, or with a shorter exposure")
@@ -272,7 +269,7 @@ def _subtracted(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None
-    if curve.intercept[0] <= max(_FLOOR, 5 * curve.intercept[1]):
+    if not curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1]):  # unknown for few photons
         return None
     text = f"has too much noise in the dark {_numbers(evidence)}, as after background subtraction and clipping at zero"
     return processed(text, _BEFORE_SUBTRACTION, refused=False)

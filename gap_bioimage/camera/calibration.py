@@ -23,7 +23,7 @@ _CONTRADICTED = 0.3  # relative rise above a line through the known offset above
 _SAME_CAMERA = "give dark frames or an offset of the same camera and settings, or neither to have the offset estimated"
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
-_BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
+_BENT = 0.05  # relative departure from the line above which a warning is given
 _MOVING = 0.02  # share of motion in the variance above which a warning is given
 _ENOUGH_DARK = 16  # dark frames below which a warning is given
 
@@ -308,8 +308,6 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
     elif not correlated and (moving := _moving(data)):  # correlated noise looks the same
         yield f"the field moves or flickers, which passes for noise: the gain is about {moving:.0%} too large"
-    elif curve.chi_square > _MISFIT and not correlated:
-        yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
         yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give multiplying=True)"
     if data.saturated > _LEFT_OUT:

@@ -150,10 +150,9 @@ def hot_pixels(counts: Values) -> Flags:
     for index in np.ndindex(counts.shape[:-2]):
         plane = np.pad(np.asarray(counts[index], np.float32), 2)
         quarter = 0.25 * plane[2:-2, 2:-2]
-        above, below = plane[1:-3, 2:-2] < quarter, plane[3:-1, 2:-2] < quarter
-        left, right = plane[2:-2, 1:-3] < quarter, plane[2:-2, 3:-1] < quarter
-        two = (above & below) | (left & right) | ((above | below) & (left | right))
-        y, x = np.nonzero(two & (quarter > 23 / 4))
+        beside = plane[1:-3, 2:-2], plane[3:-1, 2:-2], plane[2:-2, 1:-3], plane[2:-2, 3:-1]
+        exceeded = sum((neighbours < quarter).view(np.uint8) for neighbours in beside)
+        y, x = np.nonzero((exceeded >= 2) & (quarter > 23 / 4))
         if len(y) and min(quarter.shape) >= 3:
             import torch
 
