@@ -17,8 +17,7 @@ Planes = list[Floats]
 
 _STILL = 1.2  # variance/mean of frame differences above which something may move
 _AREA = 0.8  # fraction of pixels equal to their neighbour in masks and labels
-_SIDE, _GAP, _LEAST_GAPS = 3, 0.7, 3  # levels on either side of a gap, pixels in it relative to theirs, and fewest gaps
-_BESIDE_GAP = 0.9  # pixels at the level next to a sudden gap, relative to the fullest level on that side
+_SIDE, _BESIDE_GAP, _LEAST_GAPS = 3, 25, 3  # levels on either side of a gap, pixels at one of them, and fewest gaps
 _PER_LEVEL = 10  # pixels per level from which on a histogram without adjacent levels is not chance
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels searched for a common step, and its largest multiple
 _FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons per frame from which on equality is not chance
@@ -155,25 +154,17 @@ def _uncleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
 
 
 def missing_levels(planes: Planes) -> int:
-    """Count the gaps of the histogram: levels that rounding skipped after a change of scale.
+    """Count the gaps of the histogram: runs of empty levels that rounding skipped after a change of scale.
 
-    A gap has significantly (five standard errors) less than 0.7 of the pixels of the fullest among three levels on
-    either side. It is also sudden, unlike the valley between the values of n and n + 1 electrons that cameras with low
-    read noise show. If no two occupied levels are adjacent, the number of spaces between them is returned.
+    On either side one of three levels has so many pixels that an empty one is no chance. If no two occupied levels are
+    adjacent, the number of spaces between them is returned.
     """
     lowest = min(float(plane.min()) for plane in planes)
     levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
-    histogram = np.bincount(levels).astype(float)
+    histogram = np.bincount(levels)
     fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, _SIDE), _SIDE).max(1)
-    before, after = fullest[: len(histogram)], fullest[_SIDE + 1 :]
-    expected = _GAP * np.minimum(before, after)
-    gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
-    # gaps in a row count as one: a valley between two peaks is not several gaps
-    start, stop = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
-    adjacent = np.array([histogram[start - 1], histogram[stop]])
-    peak = np.array([before[start], after[stop - 1]])
-    sudden = (adjacent >= _BESIDE_GAP * peak - 3 * np.sqrt(peak)).any(0)
-    if (count := int((sudden | (histogram[start] == 0)).sum())) >= _LEAST_GAPS:
+    gaps = (histogram == 0) & (np.minimum(fullest[: len(histogram)], fullest[_SIDE + 1 :]) > _BESIDE_GAP)
+    if (count := int(np.count_nonzero(np.diff(gaps, prepend=False) & gaps))) >= _LEAST_GAPS:
         return count
     used = np.flatnonzero(histogram)  # dim counts keep a few levels with many pixels each, far from one another
     isolated = len(used) > 2 and np.diff(used).min() > 1 and histogram[used[1:]].sum() >= _PER_LEVEL * len(used)

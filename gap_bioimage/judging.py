@@ -18,7 +18,6 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 _SURE = 4.0  # standard errors above which an effect is significant
 # variance/mean in the dark (1 for photons): below _QUIET an offset, below _WEAK processing, above _LOUD a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_FLOOR = 0.3  # variance at mean zero above which structure is no explanation
 _FALLING = 0.93  # variance/mean of the brightest pixels below which the message names dead time
 _PRECISE = 0.1  # relative standard error of variance/mean above which the message leaves it out
 _OPPOSITE = -0.1  # correlation of neighbours below which structure is rarely the cause
@@ -194,7 +193,7 @@ def _offset(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    line = curve.intercept[0] < -5 * curve.intercept[1]
+    line = curve.intercept[0] < -_SURE * curve.intercept[1]
     quiet = _averaged(curve) or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
@@ -269,7 +268,7 @@ def _subtracted(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None
-    if not curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1]):  # unknown for few photons
+    if not curve.intercept[0] > _SURE * curve.intercept[1]:  # unknown for few photons
         return None
     text = f"has too much noise in the dark {_numbers(evidence)}, as after background subtraction and clipping at zero"
     return processed(text, _BEFORE_SUBTRACTION, refused=False)

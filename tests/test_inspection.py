@@ -196,6 +196,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
     "camera image": {
         "sharp cells of a camera": (lambda g: camera_image(sharp_cells(30, 2, dark=0.0), 0, g), (2.2, 10)),
         "single electrons": (lambda p: simulate_camera(light(p), gain=9.35, read_noise=0.27), (0.5, 3, 40)),
+        "few ADU per electron": (lambda p: simulate_camera(light(p), gain=4.6, read_noise=0.27), (3, 40)),
         "twelve bits in sixteen": (lambda k: k * camera_image(light(20.0), 50, 1.0), (2, 16)),
         "an even camera": (lambda p: camera_image(np.full((256, 256), p)), (20.0, 60.0)),
     },
