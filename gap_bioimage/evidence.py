@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,13 @@ Planes = list[Floats]
 
 _STILL = 1.2  # variance/mean of frame differences above which something may move
 _AREA = 0.8  # fraction of pixels equal to their neighbour in masks and labels
-_SIDE, _GAP, _LEAST_GAPS = 3, 0.7, 3  # levels on either side of a gap, pixels in it relative to theirs, and fewest gaps
-_BESIDE_GAP = 0.9  # pixels at the level next to a sudden gap, relative to the fullest level on that side
+_SIDE, _BESIDE_GAP, _LEAST_GAPS = 3, 25, 3  # levels on either side of a gap, pixels at one of them, and fewest gaps
 _PER_LEVEL = 10  # pixels per level from which on a histogram without adjacent levels is not chance
 _STEPS, _MOST_STEPS = 1 << 20, 1e5  # pixels searched for a common step, and its largest multiple
 _FRAMES, _FRAME_PHOTONS = 64, 100  # frames searched for repeats; photons per frame from which on equality is not chance
 _FEW_CLASSES, _ISOLATED = 4, 20  # most values of a class map, and fewest isolated pixels that photons would have
-_PAIRS, _PAIR_PHOTONS, _NEAR = 200, 20, 0.61  # fewest pairs, photons in a pair, fraction close by (photons: 0.64)
 _MOST_HOT = 0.01  # fraction of hot pixels; more are single photons of a detector that multiplies electrons
-_FEW_DEAD, _RARER = 0.01, 20  # most dead pixels, as a fraction; zeros per pixel of -1 above which -1 marks dead pixels
-_NEAR_PHOTONS = 0.25  # departure of variance/mean from 1 up to which noise may be that of photons
+_FEW_DEAD = 0.01  # most dead pixels, as a fraction
 _FLAT = 0.1  # relative difference between blocks of an evenly lit field
 _FLIPS = 20  # pixels that wrapped between two that did not, and vice versa
 # residual of the central pixel after a parabola is fitted to 5 x 5 pixels
@@ -49,7 +45,6 @@ class Evidence:
     frames: int = 1  # in time
     repeats: bool = False  # whether the correlation is that of differences between frames
     planes: Planes = field(default_factory=list)  # sample planes (y, x), to find traces of processing
-    colours: float = 0.0  # correlation of the noise between channels
     hot: list[tuple[int, int]] = field(default_factory=list)  # positions (y, x) of hot pixels
     left_out: tuple[str, ...] = ()  # sentences about other parts that were not measured
 
@@ -72,10 +67,9 @@ def measure(photons: xr.DataArray) -> Evidence:
     top = left = 0
     planes = as_stack(values)[:, 0]
     planes = planes[:: max(1, len(planes) // 8)]
-    if inside := (margins := _within_margins(planes)) or _within_cleared(planes, whole):
+    if inside := _uncleared(planes, whole):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
-        part = "a margin of one value" if margins else "a cleared region"
-        whole = replace(_statistics_only(values), left_out=(f"{part} is left out",))
+        whole = replace(_statistics_only(values), left_out=("a cleared margin or region is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
     statistics, unit, singles = whole.statistics, whole.unit, as_stack(values)
     hot = np.zeros(whole.size, bool)
@@ -84,7 +78,6 @@ def measure(photons: xr.DataArray) -> Evidence:
         hot &= bool(hot.mean() <= _MOST_HOT)
     excluded = np.asarray(values[..., hot], np.float64)
     samples = [s.mean for s in m.snapshots_of(singles, FEW_PIXELS, False, hot)]
-    channels = list(np.moveaxis(values, photons.dims.index("c"), 0)) if "c" in photons.dims else []
     unit = common_step(np.concatenate(samples, axis=None)) if statistics.fractional else unit
     return replace(
         whole,
@@ -96,9 +89,8 @@ def measure(photons: xr.DataArray) -> Evidence:
         ),
         frames=photons.sizes.get("t", 1),
         unit=unit,
-        **_noise(stack, singles, hot, unit or 1.0),
+        **_noise(stack, singles, hot, unit or 1.0, statistics.maximum if whole.saturated else math.inf),
         planes=samples,
-        colours=channel_correlation(channels),
         hot=[(top + int(y), left + int(x)) for y, x in np.argwhere(hot)],
     )
 
@@ -125,14 +117,19 @@ def _statistics_only(values: Values) -> Evidence:
     return Evidence(values.dtype, size, statistics, unit)
 
 
-def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str, Any]:
+def _noise(stack: Values, singles: Values, hot: Flags, unit: float, ceiling: float) -> dict[str, Any]:
     """Measure the correlation of the noise, between frames if possible, and its variance, so only if nothing moves."""
+
+    def blocks(values: Values, in_time: bool) -> m.Moments:
+        moments = m.moments_of(values, (-math.inf, ceiling), in_time=in_time, most=FEW_PIXELS, hot=hot)
+        return moments.at(moments.saturated <= moments.saturated.min() + m.SATURATED)
+
     if min(stack.shape[2:]) < m.LEAST_PX:
         return {}
-    moments = m.moments_of(singles, in_time=False, most=FEW_PIXELS, hot=hot)
+    moments = blocks(singles, False)
     curve, repeats = curve_of(moments, unit), stack.shape[1] > 1
     if repeats:
-        moments = m.moments_of(stack, in_time=True, most=FEW_PIXELS, hot=hot)
+        moments = blocks(stack, True)
         in_time = curve_of(moments, unit) if stack.shape[1] > 2 else None
         if curve is not None and in_time is not None and in_time.dark <= max(_STILL, curve.dark):
             curve = in_time
@@ -140,52 +137,34 @@ def _noise(stack: Values, singles: Values, hot: Flags, unit: float) -> dict[str,
     return {"curve": curve, "correlation": correlation, "repeats": repeats and correlation.blocks > 0}
 
 
-def _within_margins(planes: Values) -> tuple[slice, slice] | None:
-    """Return rows and columns inside constant margins (from stitching) whose values occur nowhere else, or None."""
-    rows, columns = (np.flatnonzero(planes.min((0, axis)) < planes.max((0, axis))) for axis in (2, 1))
-    if not (rows.size and columns.size) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < m.LEAST_PX:
-        return None
-    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    inside: Values = np.zeros(planes.shape[1:], bool)
-    inside[window] = True
-    return None if inside.all() or np.isin(planes[:, inside], np.unique(planes[:, ~inside])).any() else window
-
-
-def _within_cleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
-    """Return the largest square outside of a region cleared to a value far below all others, or None without one."""
+def _uncleared(planes: Values, whole: Evidence) -> tuple[slice, slice] | None:
+    """Return rows and columns inside cleared margins, or the largest square beside other cleared parts, or None."""
     cleared = cleared_pixels(planes, whole.statistics.minimum, whole.unit or 1.0)
     if not cleared.any():
         return None
-    distance = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
-    y, x = (int(index) for index in np.unravel_index(distance.argmax(), distance.shape))
-    half = int(distance.max()) - 1
-    if 2 * half < m.LEAST_PX:
-        return None
-    window = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
-    square = planes[(slice(None), *window)]
-    return window if square.min() < square.max() else None  # a constant square is part of a label
+    rows, columns = (np.flatnonzero(~cleared.all(axis)) for axis in (1, 0))
+    window = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    if cleared[window].any():
+        distance = scipy.ndimage.distance_transform_cdt(np.pad(~cleared, 1), "chessboard")[1:-1, 1:-1]
+        (y, x), half = np.argwhere(distance == distance.max())[0].tolist(), int(distance.max()) - 1
+        window = slice(y - half, y + half + 1), slice(x - half, x + half + 1)
+    part = planes[(slice(None), *window)]
+    # what is constant is part of a label
+    return window if min(part.shape[1:]) >= m.LEAST_PX and part.min() < part.max() else None
 
 
 def missing_levels(planes: Planes) -> int:
-    """Count the gaps of the histogram: levels that rounding skipped after a change of scale.
+    """Count the gaps of the histogram: runs of empty levels that rounding skipped after a change of scale.
 
-    A gap has significantly (five standard errors) less than 0.7 of the pixels of the fullest among three levels on
-    either side. It is also sudden, unlike the valley between the values of n and n + 1 electrons that cameras with low
-    read noise show. If no two occupied levels are adjacent, the number of spaces between them is returned.
+    On either side one of three levels has so many pixels that an empty one is no chance. If no two occupied levels are
+    adjacent, the number of spaces between them is returned.
     """
     lowest = min(float(plane.min()) for plane in planes)
     levels = np.concatenate([(plane - lowest)[plane - lowest < 1 << 16].astype(np.int64) for plane in planes])
-    histogram = np.bincount(levels).astype(float)
+    histogram = np.bincount(levels)
     fullest = np.lib.stride_tricks.sliding_window_view(np.pad(histogram, _SIDE), _SIDE).max(1)
-    before, after = fullest[: len(histogram)], fullest[_SIDE + 1 :]
-    expected = _GAP * np.minimum(before, after)
-    gaps = histogram < expected - 5 * np.sqrt(np.maximum(expected, 1))
-    # gaps in a row count as one: a valley between two peaks is not several gaps
-    start, stop = np.flatnonzero(np.diff(gaps, prepend=False, append=False)).reshape(-1, 2).T
-    adjacent = np.array([histogram[start - 1], histogram[stop]])
-    peak = np.array([before[start], after[stop - 1]])
-    sudden = (adjacent >= _BESIDE_GAP * peak - 3 * np.sqrt(peak)).any(0)
-    if (count := int((sudden | (histogram[start] == 0)).sum())) >= _LEAST_GAPS:
+    gaps = (histogram == 0) & (np.minimum(fullest[: len(histogram)], fullest[_SIDE + 1 :]) > _BESIDE_GAP)
+    if (count := int(np.count_nonzero(np.diff(gaps, prepend=False) & gaps))) >= _LEAST_GAPS:
         return count
     used = np.flatnonzero(histogram)  # dim counts keep a few levels with many pixels each, far from one another
     isolated = len(used) > 2 and np.diff(used).min() > 1 and histogram[used[1:]].sum() >= _PER_LEVEL * len(used)
@@ -238,22 +217,6 @@ def is_class_map(planes: Planes) -> bool:
     return expected > _ISOLATED and isolated < 0.2 * expected
 
 
-def typical_of_photons(planes: Planes) -> bool:
-    """Whether neighbouring pixels differ as photon counts do, edges excluded.
-
-    The variance of a difference of counts is their sum. Of the differences that are not 0 and below three standard
-    deviations, 64 to 68 % are below one; with a variance 1.3 times as large, 57 to 62 % are.
-    """
-    near = far = 0
-    for plane in planes:
-        for one, other in ((plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])):
-            total, square = one + other, (one - other) ** 2
-            bright = (total >= _PAIR_PHOTONS) & (square > 0)  # values of few levels are often equal
-            near += int(np.count_nonzero(bright & (square < total)))
-            far += int(np.count_nonzero(bright & (square < 9 * total)))
-    return far >= _PAIRS and near > _NEAR * far
-
-
 def third_over_variance(planes: Planes) -> tuple[float, float]:
     """Return the third moment of the noise over its variance, with its standard error, in the darkest blocks.
 
@@ -273,15 +236,11 @@ def third_over_variance(planes: Planes) -> tuple[float, float]:
     return float(third[dark].mean()) / level, float(third[dark].std() / dark.sum() ** 0.5) / level
 
 
-def dead_pixels(evidence: Evidence) -> int:
-    """Count pixels marked by a single negative value; return 0 if that value is the tail of a camera's noise."""
-    values = np.concatenate([[0.0], *(plane.ravel() for plane in evidence.planes)])
-    marked, zeros = int(np.count_nonzero(values < 0)), np.count_nonzero(values == 0)
-    if not 1 < marked <= _FEW_DEAD * values.size or marked > np.count_nonzero(values == values.min()):
-        return 0
-    tail = values.min() >= -1 and zeros / _RARER < marked <= zeros
-    photons = evidence.curve is not None and abs(evidence.curve.dark - 1) < _NEAR_PHOTONS
-    return marked if photons or not tail else 0
+def dead_pixels(planes: Planes) -> int:
+    """Count pixels marked by a single negative value, in few pixels."""
+    values = np.concatenate(planes, axis=None) if planes else np.zeros(1)
+    marked = int(np.count_nonzero(values < 0))
+    return marked if 1 < marked <= _FEW_DEAD * values.size and marked == np.count_nonzero(values == values.min()) else 0
 
 
 def wrapped(planes: Planes) -> bool:
@@ -304,13 +263,3 @@ def one_bit(planes: Planes) -> bool:
         return False
     local = (scipy.ndimage.uniform_filter(plane / one, 9)[4::9, 4::9] for plane in planes)
     return sum(81 / 2 * float((mean**2).sum()) for mean in local) > 20
-
-
-def channel_correlation(channels: list[Values]) -> float:
-    """Return the smallest noise correlation between successive channels, two to four; it is large for colours."""
-    if not 2 <= len(channels) <= 4 or min(channels[0].shape[-2:]) < len(m.RIPPLE):
-        return 0.0
-    ripple = np.outer(m.RIPPLE, m.RIPPLE)
-    planes = [[s.mean for s in m.snapshots_of(as_stack(channel), FEW_PIXELS, False)] for channel in channels]
-    noise = [np.concatenate([scipy.ndimage.correlate(p, ripple).ravel() for p in images]) for images in planes]
-    return min(float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300) for a, b in pairwise(noise))

@@ -18,7 +18,6 @@ Kind = Literal["counts", "one-bit frames", "camera", "processed", "mask", "no im
 _SURE = 4.0  # standard errors above which an effect is significant
 # variance/mean in the dark (1 for photons): below _QUIET an offset, below _WEAK processing, above _LOUD a gain
 _QUIET, _WEAK, _LOUD = 0.5, 0.85, 1.3
-_FLOOR = 0.3  # variance at mean zero above which structure is no explanation
 _FALLING = 0.93  # variance/mean of the brightest pixels below which the message names dead time
 _PRECISE = 0.1  # relative standard error of variance/mean above which the message leaves it out
 _OPPOSITE = -0.1  # correlation of neighbours below which structure is rarely the cause
@@ -27,7 +26,6 @@ _NEAR_POISSON, _NEAR_POISSON_THIRD = 0.1, 0.5  # departures from 1 of variance/m
 _SKEWED = 2.0  # third moment/variance, in units of the gain, that no camera exceeds
 _EVEN = 1.2  # brightest over darkest part of an evenly lit field
 _FITS = (3.0, 10.0)  # chi-square up to which a camera's line fits: of one image, and of frames, which may be dim
-_COLOURS = 0.5  # noise correlation between channels above which they are colours of one picture
 _DEAD = 1e-3  # fraction of pixels that may be 0 in a camera image with an offset
 _FEW = 20  # pixels that may have a common divisor by chance
 _AS_SAVED = "use the file as the detector's software saved it"
@@ -141,13 +139,13 @@ def _negative(evidence: Evidence) -> Finding | None:
     curve, minimum = evidence.curve, evidence.statistics.minimum
     if not minimum < 0:
         return None
-    if count := traces.dead_pixels(evidence):
+    if count := traces.dead_pixels(evidence.planes):
         text = f"has {count} pixels of {minimum:g} and no other negative values: marked dead pixels"
         return _not_usable("counts", text, "set them to 0, or to the mean of their neighbours, and inspect it again")
     text = f"has negative values (minimum {minimum:g})"
     # subtracted light leaves its noise behind, and no line fits
     line = curve is not None and curve.chi_square < _FITS[evidence.repeats]
-    if evidence.unit is not None and line and not evidence.correlation.found:
+    if evidence.unit is not None and line:
         return _camera(f"{text} and the noise of a camera {_numbers(evidence)}")
     return processed(text, _BEFORE_SUBTRACTION)
 
@@ -162,7 +160,7 @@ def _fractions(evidence: Evidence) -> Finding | None:
 
 
 def _unusual_levels(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, one-bit frames, colours, 8-bit overflow, and levels skipped by a change of scale."""
+    """Look for masks and labels, one-bit frames, 8-bit overflow, and levels skipped by a change of scale."""
     lowest, highest = evidence.statistics.minimum, evidence.statistics.maximum
     if not evidence.planes:
         return None
@@ -171,8 +169,6 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
         return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
     if traces.one_bit(evidence.planes):
         return _one_bit(evidence.frames, highest)
-    if evidence.colours > _COLOURS:
-        return processed(f"has channels that share {evidence.colours:.0%} of their noise, like colours of a picture")
     if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
         text = f"wraps to 0 beyond {highest:g} (8-bit overflow), which makes bright pixels dark"
         return _not_usable("counts", text, "record it again with 16 bits, or with a shorter exposure")
@@ -197,9 +193,8 @@ def _offset(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None:
         return None
-    line = curve.intercept[0] < -5 * curve.intercept[1]
-    averaged = not evidence.saturated and _averaged(curve)  # saturation lowers the noise, too
-    quiet = averaged or curve.dark < _QUIET * _margin(curve.dark_error)
+    line = curve.intercept[0] < -_SURE * curve.intercept[1]
+    quiet = _averaged(curve) or curve.dark < _QUIET * _margin(curve.dark_error)
     if not (line or quiet) or np.quantile(np.concatenate(evidence.planes, axis=None), _DEAD) <= 0:
         return _smoothed(evidence) if quiet else None
     # no camera has such a small gain and offset, but maximum projections of counts do
@@ -230,7 +225,7 @@ def _margin(error: float) -> float:
 
 
 def _sharpened(evidence: Evidence) -> Finding | None:
-    if evidence.correlation.largest > _OPPOSITE or traces.typical_of_photons(evidence.planes):  # sharp edges
+    if evidence.correlation.largest > _OPPOSITE:
         return None
     return processed(f"has neighbouring pixels with anticorrelated noise, as if sharpened {_numbers(evidence)}")
 
@@ -255,7 +250,7 @@ def _too_noisy(evidence: Evidence) -> Finding | None:
     if curve is None:
         return None
     loud = curve.smallest / (1 + _SURE * curve.dark_error) >= _LOUD  # at every brightness
-    if not loud or traces.typical_of_photons(evidence.planes):
+    if not loud:
         flat = curve.mean[-1] < _EVEN * curve.mean[0]
         if not (flat and curve.dark > 1 + _SURE * curve.dark_error):
             return None
@@ -273,8 +268,7 @@ def _subtracted(evidence: Evidence) -> Finding | None:
     curve = evidence.curve
     if curve is None or curve.dark < _LOUD or curve.slope[0] > _LOUD or evidence.statistics.minimum != 0:
         return None
-    floor = curve.intercept[0] > max(_FLOOR, 5 * curve.intercept[1])
-    if not floor or traces.typical_of_photons(evidence.planes):
+    if not curve.intercept[0] > _SURE * curve.intercept[1]:  # unknown for few photons
         return None
     text = f"has too much noise in the dark {_numbers(evidence)}, as after background subtraction and clipping at zero"
     return processed(text, _BEFORE_SUBTRACTION, refused=False)

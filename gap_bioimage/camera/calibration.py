@@ -11,7 +11,7 @@ import numpy as np
 
 from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
-from gap_bioimage.camera.moments import NEAR, Floats, Moments, moments_of
+from gap_bioimage.camera.moments import NEAR, SATURATED, Floats, Moments, moments_of
 from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
 from gap_bioimage.camera.photon_transfer import LEAST_BLOCKS, Estimate, Fit, Known, Line, Numbers, fit_line, numbers_of
 from gap_bioimage.config import Camera
@@ -21,10 +21,9 @@ _STRUCTURE = 0.06  # relative bias of a gain from one image of simulated cells, 
 _NO_LINE = 3.0  # chi-square per degree of freedom above which one image shows structure rather than noise
 _CONTRADICTED = 0.3  # relative rise above a line through the known offset above which that offset is wrong
 _SAME_CAMERA = "give dark frames or an offset of the same camera and settings, or neither to have the offset estimated"
-_SATURATED = 0.01  # fraction of saturated values in a block above which the block is left out
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
-_BENT, _MISFIT = 0.05, 2.0  # relative departure from the line, and its chi-square, above which a warning is given
+_BENT = 0.05  # relative departure from the line above which a warning is given
 _MOVING = 0.02  # share of motion in the variance above which a warning is given
 _ENOUGH_DARK = 16  # dark frames below which a warning is given
 
@@ -207,7 +206,7 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     """Measure the noise in unsaturated blocks; refuse saturated images and strongly correlated noise."""
     pattern = None if dark is None else dark.pattern
     moments = moments_of(frames.values, (frames.floor, frames.ceiling), in_time=frames.count > 1, pattern=pattern)
-    full = moments.saturated > _SATURATED
+    full = moments.saturated > SATURATED
     if np.count_nonzero(~full) < LEAST_BLOCKS:
         hint = "use a shorter exposure, or give saturation=65535 if the camera saturates there"
         raise NotPhotonCountsError(f"{np.mean(full):.0%} of the image is saturated or cleared, expected less; {hint}")
@@ -309,8 +308,6 @@ def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[s
         yield f"the variance {change} the line by {abs(curve.bend):.0%} in bright parts ({cause}): the gain is wrong"
     elif not correlated and (moving := _moving(data)):  # correlated noise looks the same
         yield f"the field moves or flickers, which passes for noise: the gain is about {moving:.0%} too large"
-    elif curve.chi_square > _MISFIT and not correlated:
-        yield f"the line fits worse than chance explains (chi-square {curve.chi_square:.3g} per degree of freedom)"
     if fit.outlier_fraction > _LEFT_OUT:
         yield f"{fit.outlier_fraction:.0%} of the field moves or flickers and was left out (or give multiplying=True)"
     if data.saturated > _LEFT_OUT:

@@ -34,6 +34,7 @@ _SIDE_PX = 1024  # side of the central window that is measured
 _PLANES = 64  # most planes of an array that cannot be reshaped without a copy
 _PIXELS = 120_000_000  # most pixels measured for a calibration, about ten seconds
 FEW_PIXELS = 1 << 22  # most pixels measured to judge an image
+SATURATED = 0.01  # fraction of saturated values in a block above which the block is left out
 _CHUNK_PX = 1 << 24  # pixels scanned at a time
 _LEVELS_BELOW = 5  # values just below the maximum that show whether pixels pile up at it
 _CEILINGS = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits

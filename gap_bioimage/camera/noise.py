@@ -12,9 +12,6 @@ _LEAST_PIXELS, _LEAST_PHOTONS = 36, 20  # below which an image has no curve
 _GROUPS, _GROUP_PHOTONS = 16, 200  # most groups of blocks in a curve, and fewest photons in a group
 _UNLIT = 3.0  # standard errors above the offset up to which blocks form one dark group
 _EDGES = 5.0  # standard deviations above the median variance beyond which a block holds edges
-_KNOWN = 0.25  # relative error up to which the variance of a group is known
-_LEAST_WEIGHT = 1e-6  # lower limit of an error relative to the largest, for numerical stability
-_BETTER = 20.0  # chi-square by which a camera's line must fit better than counts with structure
 _SURE = 5.0  # standard errors above which an effect is significant
 _HARMLESS = 0.05  # correlation of neighbours up to which structure or the detector may be the cause
 SMOOTHED = {True: 0.6, False: 0.3}  # correlation above which frames (True) and one image (False) give no gain
@@ -76,11 +73,9 @@ class Curve:
         return -self.intercept[0] / self.slope[0] if self.slope[0] > 0 else math.nan
 
     @property
-    def _dark(self) -> Flags:
-        """The darker third of the groups, if possible without those whose variance rests on a few bright pixels."""
-        dark = np.arange(len(self.mean)) < max(1, len(self.mean) // 3)
-        known = dark & (self.error < _KNOWN * self.variance)
-        return known if known.any() else dark
+    def _dark(self) -> slice:
+        """The darker third of the groups."""
+        return slice(max(1, len(self.mean) // 3))
 
     def bends(self, least: float) -> int:
         """Return 1 or -1 if the bright end is significantly above or below the line, by more than ``least``; else 0."""
@@ -110,19 +105,15 @@ def curve_of(moments: Moments, unit: float = 1.0, offset: float = -math.inf) -> 
     scale = float(np.abs(x).max())
     if len(np.unique(x[error > 0])) < 4:
         return Curve(x, y, error)
-    u, v, e = x[error > 0] / scale, y[error > 0], np.maximum(error[error > 0], _LEAST_WEIGHT * error.max())
+    u, v, e = x[error > 0] / scale, y[error > 0], error[error > 0]
     line, line_errors, chi_square = _polynomial(u, v, e, 1)
     parabola, errors, misfit = _polynomial(u, v, e, 2)
     top = float(np.polyval(line, u[-1]))
     bend = (float(np.polyval(parabola, u[-1])) - top) / max(top, 1e-300)
     bend_error = abs(bend) * float(errors[0]) / max(abs(float(parabola[0])), 1e-300)
-    # a narrow range of brightness does not determine a parabola; counts with structure have variance mean + c mean^2
-    excess = (v - scale * u) / e
-    structure = float(np.sum(excess**2) - np.sum(excess * u**2 / e) ** 2 / np.sum(u**4 / e**2))
-    at_zero, errors = parabola[1:], errors[1:] * math.sqrt(max(1.0, misfit))
-    line_errors = line_errors * math.sqrt(max(1.0, chi_square))
-    if structure - chi_square * (len(u) - 2) > _BETTER and errors[1] > line_errors[1]:
-        at_zero, errors = line, line_errors
+    # a narrow range of brightness does not determine a parabola
+    errors, line_errors = errors[1:] * math.sqrt(max(1.0, misfit)), line_errors * math.sqrt(max(1.0, chi_square))
+    at_zero, errors = (parabola[1:], errors) if errors[1] <= line_errors[1] else (line, line_errors)
     slope, intercept = zip(at_zero.tolist(), errors.tolist(), strict=True)
     return Curve(x, y, error, intercept, (slope[0] / scale, slope[1] / scale), chi_square, bend, bend_error)
 
@@ -159,10 +150,9 @@ def hot_pixels(counts: Values) -> Flags:
     for index in np.ndindex(counts.shape[:-2]):
         plane = np.pad(np.asarray(counts[index], np.float32), 2)
         quarter = 0.25 * plane[2:-2, 2:-2]
-        above, below = plane[1:-3, 2:-2] < quarter, plane[3:-1, 2:-2] < quarter
-        left, right = plane[2:-2, 1:-3] < quarter, plane[2:-2, 3:-1] < quarter
-        two = (above & below) | (left & right) | ((above | below) & (left | right))
-        y, x = np.nonzero(two & (quarter > 23 / 4))
+        beside = plane[1:-3, 2:-2], plane[3:-1, 2:-2], plane[2:-2, 1:-3], plane[2:-2, 3:-1]
+        exceeded = sum((neighbours < quarter).view(np.uint8) for neighbours in beside)
+        y, x = np.nonzero((exceeded >= 2) & (quarter > 23 / 4))
         if len(y) and min(quarter.shape) >= 3:
             import torch
 
