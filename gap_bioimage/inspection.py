@@ -16,7 +16,7 @@ from gap_bioimage.evidence import Evidence
 from gap_bioimage.io.image import as_image, metadata_of
 from gap_bioimage.judging import Finding, judge_image, processed
 
-_PROJECTIONS = ("MAX_", "MED_", "MIN_", "AVG_", "STD_")  # names of files that Fiji made from stacks
+_JPEG_TAGS = (6, 7)  # TIFF compression
 _SURE = 4.0  # standard errors above which an effect is significant
 _SMALL = 0.03  # correlation of thinned halves that is harmless
 _RAW = "find the file that the detector's software saved, and inspect that one"
@@ -140,8 +140,8 @@ def inspect(
             photons, options = as_image(image, dims or axes).transpose(..., "y", "x"), {}
             source = name = str(photons.attrs.get("source", photons.name or source))
         evidence, finding = judge_image(photons, name)
-        if path is not None and name.upper().startswith(_PROJECTIONS) and finding.verdict != "not usable":
-            finding = processed(f"{name} is named like a projection made in Fiji", "use the stack")
+        if path is not None and finding.verdict != "not usable":
+            finding = _judge_file(path, photons.dtype) or finding
         report = _report(source, photons, evidence, finding, options)
     except NotPhotonCountsError as error:  # the reader refused a picture
         report = Inspection(image=source, source_kind="processed", verdict="processed", message=str(error), next=_RAW)
@@ -151,6 +151,20 @@ def inspect(
 
         save_figure(plot_inspection(photons, report), Path(plot))
     return report
+
+
+def _judge_file(path: Path, dtype: np.dtype[Any]) -> Finding | None:
+    """Judge by file name and compression: Fiji's projections, and JPEG, which is lossless for 16 bits only."""
+    if path.name.upper().startswith(("MAX_", "MED_", "MIN_", "AVG_", "STD_")):
+        return processed(f"{path.name} is named like a projection made in Fiji", "use the stack")
+    if path.suffix.lower() not in (".tif", ".tiff") or dtype.itemsize > 1:
+        return None
+    import tifffile
+
+    with tifffile.TiffFile(path) as tif:
+        if int(tif.pages.first.compression) not in _JPEG_TAGS:
+            return None
+    return processed(f"{path.name} is compressed by JPEG, which changes values", "save it without compression")
 
 
 def _report(

@@ -62,7 +62,7 @@ def test_the_next_command_can_be_typed(run: Any, tmp_path: Path, name: str) -> N
 def test_pictures_are_told_apart_without_failing(run: Any, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    Image.fromarray(poisson(20).astype(np.uint8)).save(tmp_path / "jpeg.tif", compression="jpeg", quality=75)
+    Image.fromarray(poisson(20).astype(np.uint8)).save(tmp_path / "jpeg.tif", compression="jpeg", quality=95)
     write(tmp_path / "MAX_cells.tif", poisson())
     keys = set(report(run, write(tmp_path / "counts.tif", poisson())))
     for name in ("rgb.tif", "a.png", "jpeg.tif", "MAX_cells.tif"):

@@ -104,17 +104,19 @@ class Detector:
     def shift(self) -> float | NDArray[np.float64]:
         """Return the number added to the electrons before rounding, a scalar or (y, x).
 
-        It equals the variance that does not come from the electrons: read noise (including digitisation), rounding to
-        counts, and the uniform noise of one ADU added in training, where several electrons may share one ADU.
+        It equals the variance that does not come from the electrons: read noise, rounding to counts, and the uniform
+        noise of one ADU added in training, where several electrons may share one ADU.
         """
         return self._shift
 
     @cached_property
     def _shift(self) -> float | NDArray[np.float64]:
-        noise = self.camera.read_noise if self.maps is None else np.asarray(self.maps.read_noise, np.float64)
-        step = model.ROUNDING / self.camera.gain**2
-        shift = model.balanced_shift(np.sqrt(np.maximum(np.square(noise), step) + step))
-        return float(shift) if self.maps is None else shift
+        if self.maps is None:
+            camera, deviation = self.camera, round(float(self._deviation(self.camera.read_noise)), 4)
+            return model.camera_shift(camera.gain, camera.offset % 1, self._noise(), deviation)
+        deviation = self._deviation(np.asarray(self.maps.read_noise, np.float64))
+        curve = np.interp(deviation, *model.quiet_shifts())  # above 1 the formula below holds
+        return np.asarray(np.where(deviation > 1, np.square(deviation) + model.ROUNDING, curve))
 
     def background(self) -> float | NDArray[np.float64]:
         """Return the mean counts of zero electrons, a scalar or (y, x), to be subtracted from denoised counts."""
@@ -199,6 +201,11 @@ class Detector:
     def _noise(self) -> float:
         """Return the read noise without digitisation, in electrons."""
         return math.sqrt(max(0.0, self.camera.read_noise**2 - model.ROUNDING / self.camera.gain**2))
+
+    def _deviation(self, noise: float | NDArray[np.float64]) -> Any:
+        """Return the standard deviation of zero electrons plus uniform noise of one ADU, in electrons."""
+        step = model.ROUNDING / self.camera.gain**2
+        return np.sqrt(np.maximum(np.square(noise), step) + step)
 
     def _offset(self) -> float | NDArray[np.float64]:
         return self.camera.offset if self.maps is None else np.asarray(self.maps.offset, np.float64)
