@@ -90,7 +90,7 @@ def train(
     ConfigError, CheckpointError
         If a resumed run is given other settings or images, or ``init`` is not a model or contradicts the settings.
     KeyboardInterrupt
-        On Ctrl-C; ``resume`` continues from the last checkpoint.
+        On Ctrl-C, after the current step, or at once if it is pressed twice; ``resume`` continues from there.
     """
     run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
@@ -112,7 +112,8 @@ def train(
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
-        _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
+        with _interruptible(trainer, folder):
+            _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
     run_folder.draw(out, model := load_model(out))
     return model
 
@@ -175,8 +176,7 @@ def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | No
     assert config.thinning.max_db is not None  # noqa: S101
     limits = config.thinning.min_db, config.thinning.max_db
     module = GapModule(config, limits, None if start is None else start.network)
-    with _interruptible():
-        trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
+    trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -263,9 +263,16 @@ class Progress(pl.Callback):
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C: Lightning exits instead, and leaves the signal ignored."""
-    handler = signal.getsignal(signal.SIGINT)
+def _interruptible(trainer: pl.Trainer, folder: run_folder.RunFolder) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, after the current step if possible: Lightning exits, and ignores the next."""
+    handler, in_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+
+    def stop(*_: Any) -> None:
+        folder.stopping = True
+        signal.signal(signal.SIGINT, handler)  # the second time at once
+
+    if in_main and trainer.world_size == 1:
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     except BaseException as error:
@@ -274,7 +281,7 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if in_main:
             signal.signal(signal.SIGINT, handler)
 
 

@@ -224,10 +224,22 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
         self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
+        self.stopping = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Do not continue a run that had ended early."""
         self._end_early(trainer, pl_module.config.train)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop if asked to."""
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save a run that is stopped between two steps; several devices may not be between the same two."""
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if trainer.world_size == 1 and 0 < batches.completed == batches.started < trainer.num_training_batches:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add a row of metrics and save the checkpoints."""
@@ -260,6 +272,7 @@ class RunFolder(pl.Callback):
             "trained_range_db": list(pl_module.trained_range_db),
             "images": self.fingerprint,
             "metrics": self.rows,
+            "train_losses": [float(loss) for loss in pl_module.train_losses],  # since the last validation
             **({} if self.init is None else {"init": self.init}),
         }
 
@@ -269,11 +282,16 @@ class RunFolder(pl.Callback):
         if stored["images"] != self.fingerprint:
             problem = f"the run in {self.folder} was trained on other images than given now"
             raise CheckpointError(f"{problem}; resume with the same images")
-        self.rows = list(stored["metrics"])
+        self.rows, pl_module.train_losses = list(stored["metrics"]), list(stored.get("train_losses", ()))
         # if the number of steps was raised, the last epoch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
-        trainer.fit_loop.max_epochs = len(self.rows) + left
+        loop: Any = trainer.fit_loop
+        loop.max_epochs = len(self.rows) + left
+        # an epoch that was interrupted goes on as a new one of the steps left, which Lightning's own counts forbid
+        del checkpoint["loops"]
+        loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = len(self.rows)
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = done
         if trainer.is_global_zero:
             self._write_metrics()  # the process may have been killed after the checkpoint
 
