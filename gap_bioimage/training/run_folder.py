@@ -31,7 +31,7 @@ from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle_slice
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
-from gap_bioimage.pictures import draw_grid, new_figure, save_figure
+from gap_bioimage.pictures import draw_grid, in_rows, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
 from gap_bioimage.training.patches import Split, Stack
 
@@ -324,7 +324,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[Any]]:
-    """Return a plane (y, x) of held-out counts and its denoised image, by title; tall planes are transposed."""
+    """Return a plane (y, x) of held-out counts and its denoised image, by title; strips are cut into rows."""
     counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
     counts = counts[(..., *(middle_slice(size, most_px) for size in counts.shape[-2:]))]
     counts = torch.from_numpy(counts.astype(np.float32)) if detector is None else detector.seen(detector.values(counts))
@@ -332,8 +332,7 @@ def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[An
     background = 0 if detector is None else detector.background()
     planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts.numpy(), rate)]
     titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
-    tall = planes[0].shape[0] > 1.5 * planes[0].shape[1]
-    return {title: plane.T if tall else plane for title, plane in zip(titles, planes, strict=True)}
+    return {title: in_rows(plane) for title, plane in zip(titles, planes, strict=True)}
 
 
 @rank_zero_only
