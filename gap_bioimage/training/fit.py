@@ -271,7 +271,7 @@ def _interruptible(trainer: pl.Trainer, folder: run_folder.RunFolder) -> Iterato
         folder.stopping = True
         signal.signal(signal.SIGINT, handler)  # the second time at once
 
-    if in_main and trainer.world_size == 1:
+    if in_main and callable(handler) and trainer.world_size == 1:
         signal.signal(signal.SIGINT, stop)
     try:
         yield
