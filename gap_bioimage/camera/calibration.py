@@ -228,13 +228,11 @@ def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
     if known.offset is not None:
         offset, error = known.offset[0], np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
         margin = gain.value / 2 if found else 0.5
-        if np.mean(blocks.mean + 5 * error < offset - margin) > 0.02:
+        darker = np.mean(blocks.mean + 5 * error < offset - margin) > 0.02
+        if darker or (found and numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance))):
             wrong = "the offset" if data.dark is None else f"{data.dark.frames.name}, which is not dark"
-            problem = f"parts of {name} are darker than {wrong} ({offset:.4g} ADU)"
-            raise NotPhotonCountsError(f"{problem}; {_SAME_CAMERA}")
-        if found and numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
-            problem = f"the variance of {name} would be negative at the offset of {offset:.4g} ADU"
-            raise NotPhotonCountsError(f"{problem}; {_SAME_CAMERA}")
+            problem = f"parts of {name} are darker than" if darker else f"the variance of {name} would be negative at"
+            raise NotPhotonCountsError(f"{problem} {wrong} ({offset:.4g} ADU); {_SAME_CAMERA}")
     if not found:
         problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
         hint = "use raw images with dark and bright parts, or more frames of the same field"

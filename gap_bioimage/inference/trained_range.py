@@ -66,10 +66,9 @@ def check_headroom(
 def warn_of_headroom(room_db: float, where: str) -> None:
     """Warn if there is too little room for photons to show the full posterior variance."""
     if room_db < _WARN_HEADROOM_DB:
-        share = 1 - 10 ** (-room_db / 10)
-        text = f"{where} photons grow by {room_db:.1f} dB only, and samples may show as little as {share:.0%} of"
-        advice = "train on brighter images"
-        warnings.warn(f"{text} the posterior's variance; {advice}", TrainedRangeWarning, stacklevel=6)
+        text = f"{where} photons grow by {room_db:.1f} dB only, and samples may show as little as"
+        share = f"{1 - 10 ** (-room_db / 10):.0%} of the posterior's variance"
+        warnings.warn(f"{text} {share}; train on brighter images", TrainedRangeWarning, stacklevel=6)
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:

@@ -107,13 +107,12 @@ def train(
     config = config if resumed else choose_sizes(config, split, available if device == "auto" else device != "cpu")
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
-    with _quiet(), _progress_bar(progress) as bar:
+    with _quiet(), _progress_bar(progress) as bar, _interruptible(folder, alone=devices == num_nodes == 1):
         # created first: an unavailable device then leaves no run folder behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
         run_folder.write_examples(out, stacks, split, detector)
-        with _interruptible(trainer, folder):
-            _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
+        _fit(trainer, config, split, start, run_folder.checkpoint_in(out, resume))
     run_folder.draw(out, model := load_model(out))
     return model
 
@@ -263,15 +262,15 @@ class Progress(pl.Callback):
 
 
 @contextmanager
-def _interruptible(trainer: pl.Trainer, folder: run_folder.RunFolder) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, after the current step if possible: Lightning exits, and ignores the next."""
+def _interruptible(folder: run_folder.RunFolder, *, alone: bool) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, if alone after the step: Lightning exits, and leaves the signal ignored."""
     handler, in_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
 
     def stop(*_: Any) -> None:
         folder.stopping = True
         signal.signal(signal.SIGINT, handler)  # the second time at once
 
-    if in_main and callable(handler) and trainer.world_size == 1:
+    if in_main and alone and callable(handler):
         signal.signal(signal.SIGINT, stop)
     try:
         yield
