@@ -87,7 +87,7 @@ def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> t
 
 def processed(text: str, advice: str = _AS_SAVED, refused: bool = True) -> Finding:
     """Return the finding for an image that is not as the detector recorded it."""
-    return Finding("processed", "processed", f"{text}, expected photon counts; {advice}", refused)
+    return Finding("processed", "processed", f"{text}, expected raw values; {advice}", refused)
 
 
 def _not_usable(kind: Kind, text: str, advice: str) -> Finding:

@@ -36,9 +36,18 @@ def draw_grid(path: Path, rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> 
     save_figure(figure, path)
 
 
+def in_rows(strip: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Cut a strip, such as the held-out part of a single image, into rows, NaN between them, of a squarer picture."""
+    strip = strip.T if strip.shape[0] > strip.shape[1] else strip
+    height, width = strip.shape
+    count = max(1, round((width / height) ** 0.5))
+    rows = strip[:, : width // count * count].reshape(height, count, -1).swapaxes(0, 1)
+    return np.pad(rows, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, width // count)[:-1]
+
+
 def brightest(image: NDArray[np.generic]) -> float:
     """Return the upper end of the display range: the 99.8th percentile, or 1 if that is 0."""
-    return float(np.percentile(image.astype(float), 99.8)) or 1.0
+    return float(np.nanpercentile(image.astype(float), 99.8)) or 1.0
 
 
 def show(axes: Any, title: str, image: NDArray[np.generic], top: float, **look: Any) -> Any:

@@ -255,6 +255,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception]]] = {
     "all saturated": (camera(), {"saturation": 100}, NotPhotonCountsError),
     "other size": (camera(), {"dark": DARK.isel(x=slice(0, 50))}, AxesError),
     "exchanged": (DARK, {"dark": camera()}, NotPhotonCountsError),
+    "lit": (camera(), {"dark": camera(n_frames=9)}, NotPhotonCountsError),
     **{f"dark {a}": (camera(), {"dark": DARK.astype(int) + a}, NotPhotonCountsError) for a in (40, -10, -40, -140)},
     "no frames": (camera().isel(t=slice(0)), {}, AxesError),
     **{f"offset {offset}": (camera(), {"offset": offset}, NotPhotonCountsError) for offset in (0, 80, 130)},

@@ -86,7 +86,9 @@ def test_frames_that_repeat_others_or_have_no_noise_are_left_out() -> None:
         frames[{"t": [0, 1]}] = frames[{"t": [2, 3]}].values + 1
 
 
-def test_frames_that_were_averaged_are_told() -> None:
+def test_frames_that_were_averaged_or_stretched_are_told() -> None:
+    stretched = (1.7 * camera().values).astype(np.uint16)
+    assert any("misses" in warning for warning in calibrate(tyx(stretched)).warnings)
     values = camera(n_frames=60, gain=20.0).values.astype(float)
     mixed = np.rint(0.8 * values[1:] + 0.2 * values[:-1])
     assert any("correlated" in warning for warning in calibrate(tyx(mixed)).warnings)

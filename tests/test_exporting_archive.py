@@ -37,6 +37,7 @@ def test_an_exported_zip_passes_every_check_is_flat_and_begins_with_its_descript
 ) -> None:
     path, report, stages = exported
     assert (report.status, stages[-1]) == ("passed", "validating")
+    assert report.score is not None and "config." not in "".join(report.score.raise_it)  # but fields of the card
     assert {check.status for check in report.checks if check.consumer in ("core", "run")} <= {"passed", "skipped"}
     partners = [check for check in report.checks if check.consumer in ("fiji", "ilastik", "biapy")]
     assert [check for check in partners if check.status in ("failed", "warning")] == []

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from gap_bioimage.exporting import measures
 from gap_bioimage.exporting.measures import Scores, Sizes, score_on_halves
+from gap_bioimage.inference.trained_range import warn_of_headroom
 from gap_bioimage.simulation import simulate
 
 AXES = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16, 32]), st.integers(0, 12)), min_size=2, max_size=3)
@@ -80,7 +81,8 @@ def sampler_to(brightest: float, **more: Any) -> Any:
 def test_room_is_what_the_trained_range_leaves_and_little_is_warned_about(brightest: float, room: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = measures.example_headroom_db(np.full((1, 80, 80), 3), sampler_to(brightest))
+        found = measures.headroom_db(np.full((1, 80, 80), 3), sampler_to(brightest))
+        warn_of_headroom(found, "in images like the example")
     assert found == pytest.approx(room, abs=0.01)
     assert len(caught) == (room < 6)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_images import one_sentence
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError
+from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError
 from gap_bioimage.io.image import Metadata, image_of
 from gap_bioimage.io.select import choose_channel, choose_frames, frames_of, name_axes
 
@@ -88,6 +88,7 @@ def test_names_that_files_use_are_known(dims, named):
         (["dim_0", "phony_dim_1", "axis_2"], (7, 17, 12), "zyx"),
         (["t", "t", "y", "x"], (6, 5, 17, 12), "tzyx"),
         (["", "", ""], (17, 12, 3), "yxc"),
+        (["", "", ""], (96, 120, 12), "yxz"),
         (["", "", "", ""], (6, 17, 12, 2), "zyxc"),
         (["", "", "", "", ""], (2, 3, 4, 17, 12), "tczyx"),
     ],
@@ -97,6 +98,11 @@ def test_unknown_axes_are_guessed_around_known_ones(dims, shape, guess):
         name_axes(image(dims, shape), None, FILE)
     assert ('axes="tyx"' in one_sentence(error)) == (guess == "zyx")  # a movie is as likely as a stack
     assert "".join(name_axes(image(dims, shape), guess, FILE).dims) == guess
+
+
+def test_planes_that_are_stored_last_are_warned_of():
+    with pytest.warns(GapWarning, match='give axes="yxz"'):
+        assert name_axes(image(["", "", ""], (96, 120, 12)), "zyx", FILE).dims == ("z", "y", "x")
 
 
 @pytest.mark.parametrize("letter", ["R", "H", "M", "E", "A", "P", "L", "V", "lifetime", "angle", "foo"])

@@ -160,7 +160,7 @@ def test_cut_files_offer_the_whole_ones_of_planes_that_they_promise(tmp_path, ki
 PROMISES = [f"ImageJ=1.53t\nimages=10\n{words}" for words in ("", "slices=10\n", "frames=10\n")]
 PROMISES.append('{"shape": [10, 17, 12], "axes": "TYX"}')
 EACH = "".join(f'<TiffData IFD="{n}" FirstT="{n}" PlaneCount="1"/>' for n in range(10))
-PROMISES += [OME.format(data, 10, 1, "") for data in ("<TiffData/>", '<TiffData IFD="0" PlaneCount="10"/>', EACH)]
+PROMISES += [OME.format(data, 10, 1, "") for data in ("", "<TiffData/>", '<TiffData IFD="0" PlaneCount="10"/>', EACH)]
 
 
 @pytest.mark.parametrize("words", PROMISES, ids=range(len(PROMISES)))

@@ -95,6 +95,8 @@ def test_samples_are_frames_and_the_name_of_a_chosen_channel_reaches_what_is_mad
 
 
 def test_fiji_finds_its_axes_and_calibration_and_the_name_of_a_single_channel(tmp_path):
+    write_image(tmp_path / "b.tif", counts("cyx").assign_coords(c=["two\nlines", "DNA"]))
+    assert read_photons(tmp_path / "b.tif").c.values.tolist() == ["two lines", "DNA"]
     write_image(tmp_path / "a.tif", counts("tczyx"))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         words = tif.imagej_metadata

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 import yaml
 
@@ -157,12 +158,13 @@ def test_a_training_shows_itself_stops_and_goes_on(tmp_path):
     asked = {"image": image, "run": tmp_path / "run", "camera": None, "purpose": "denoise", "init": None}
     job = work.Job(lambda job: work.train(job, **asked, steps=40))
 
-    job.stop_requested = lambda: job.news is not None
+    job.stop_requested = lambda: job.done == 33
     job.run()
     losses, images = job.news
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 34
     assert losses[-1]["step"] == 20 and [*images] == ["held-out counts", "denoised"] and not job.succeeded
     job = done(work.train, **asked, steps=None)
-    assert job.succeeded and (job.done, job.total) == (40, 40)
+    assert job.succeeded and (job.done, job.total) == (39, 40)
     assert [row["step"] for row in job.news[0]] == [20, 40]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gap_bioimage.pictures import draw_grid, draw_posterior
+from gap_bioimage.pictures import draw_grid, draw_posterior, in_rows
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -25,6 +25,15 @@ def test_a_row_is_wider_with_more_images(tmp_path: Path, shape: tuple[int, int])
     assert row[1] == one[1]
     assert abs(row[0] - 3 * one[0]) <= 3
     assert max(row) < 4000
+
+
+def test_strips_become_rows_and_other_images_stay() -> None:
+    strip, square = np.arange(8.0 * 200).reshape(8, 200), np.ones((30, 40))
+    rows = in_rows(strip)
+    assert rows.shape == (5 * 9 - 1, 40) and np.isnan(rows[8::9]).all()
+    np.testing.assert_array_equal(rows[9:17], strip[:, 40:80])
+    np.testing.assert_array_equal(in_rows(strip.T), rows)
+    np.testing.assert_array_equal(in_rows(square), square)
 
 
 def test_the_last_image_sets_the_scale(tmp_path: Path) -> None:

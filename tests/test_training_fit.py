@@ -52,18 +52,17 @@ def run(out: Path, images: Any = None, config: RunConfig | TrainConfig | None = 
 
 @contextmanager
 def interrupted_at(position: int) -> Iterator[None]:
-    """Let Ctrl-C come when the batch of that number is drawn."""
-    draw, handler = PairBatches.__getitem__, signal.getsignal(signal.SIGINT)
+    """Let Ctrl-C be pressed in the step of that number."""
+    step = GapModule.training_step
 
-    def interrupted(self: PairBatches, number: int) -> Any:
-        if self.rank == 0 and number == position:
-            raise KeyboardInterrupt
-        return draw(self, number)
+    def interrupted(self: GapModule, *arguments: Any) -> Any:
+        if self.global_step == position:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PairBatches, "__getitem__", interrupted)
+        patch.setattr(GapModule, "training_step", interrupted)
         yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -232,9 +232,11 @@ def test_an_interrupted_run_goes_on_from_the_same_weights(
     monkeypatch.setattr("test_training_fit.FILES", FILES | {"init.ckpt"})
     options: dict[str, Any] = {"steps": 8, "validate_every": 3}
     begin(tmp_path / "whole", original, **options)
-    for position in (4, 0):  # after, and before, the first checkpoint
+    for position in (4, 2, 0):  # after, just before and before the first validation
         with interrupted_at(position), pytest.raises(KeyboardInterrupt):
             begin(tmp_path / f"run{position}", original, **options)
+        last = torch.load(tmp_path / f"run{position}" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == position + 1
         init = original if position else original.unlink()  # the run has its own copy
         resumed = train(stripes(), tmp_path / f"run{position}", init=init, resume=True, progress=False, device="cpu")
         assert_same_run(tmp_path / "whole", tmp_path / f"run{position}")

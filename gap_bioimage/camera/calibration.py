@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gap_bioimage.camera.camera import CORRELATED, Detector, write_camera
+from gap_bioimage.camera.camera import Detector, share_noise, write_camera
 from gap_bioimage.camera.frames import Dark, Frames, Images, dark_of, frames_of
 from gap_bioimage.camera.moments import NEAR, SATURATED, Floats, Moments, moments_of
 from gap_bioimage.camera.noise import SMOOTHED, Correlation, Curve, correlation_of, curve_of, frame_correlation
@@ -20,7 +20,7 @@ from gap_bioimage.errors import ConfigError, NotPhotonCountsError
 _STRUCTURE = 0.06  # relative bias of a gain from one image of simulated cells, see benchmarks/calibration.py
 _NO_LINE = 3.0  # chi-square per degree of freedom above which one image shows structure rather than noise
 _CONTRADICTED = 0.3  # relative rise above a line through the known offset above which that offset is wrong
-_SAME_CAMERA = "give dark frames or an offset of the same camera and settings, or neither to have the offset estimated"
+_SAME_CAMERA = "give frames without light or an offset of the same settings, or neither to have the offset estimated"
 _SHOWN = 3000  # blocks in the plot
 _LEFT_OUT = 0.1  # fraction of the field left out above which a warning is given
 _BENT = 0.05  # relative departure from the line above which a warning is given
@@ -172,9 +172,9 @@ def calibrate(
     if multiplying is None and (frames.count < 3 or data.fit.outlier_fraction > _LEFT_OUT):
         multiplying = False  # fine structure of an image and moving objects have third moments of their own
     known_offset = dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0)
-    known = Known(known_offset, read_noise, multiplying, raw=abs(data.correlation.largest) < CORRELATED)
+    known = Known(known_offset, read_noise, multiplying, raw=not share_noise(data.correlation.largest))
     numbers = numbers_of(data.fit, known, seed)
-    _check_numbers(frames.name, data.moments, numbers, known)
+    _check_numbers(data, numbers, known)
     if frames.count == 1:  # some of its structure passes for noise
         gain = numbers.gain
         below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
@@ -220,21 +220,23 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     return _Measurements(frames, dark, moments, float(full.mean()), correlation, between_frames, fit)
 
 
-def _check_numbers(name: str, blocks: Moments, numbers: Numbers, known: Known) -> None:
-    """Refuse images that do not determine the gain, and a known offset that contradicts the images."""
-    gain, offset = numbers.gain, numbers.offset.value
-    if not math.isfinite(gain.value + gain.high):
+def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
+    """Refuse a known offset that contradicts the images, and images that do not determine the gain."""
+    name, blocks, gain = data.frames.name, data.moments, numbers.gain
+    found = math.isfinite(gain.value + gain.high)
+    if known.offset is not None:
+        offset, error = known.offset[0], np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
+        margin = gain.value / 2 if found else 0.5
+        darker = np.mean(blocks.mean + 5 * error < offset - margin) > 0.02
+        if darker or (found and numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance))):
+            wrong = "the offset" if data.dark is None else f"{data.dark.frames.name}, which is not dark"
+            problem = f"parts of {name} are darker than" if darker else f"the variance of {name} would be negative at"
+            raise NotPhotonCountsError(f"{problem} {wrong} ({offset:.4g} ADU); {_SAME_CAMERA}")
+    if not found:
         problem = f"the brightness of {name} varies too little, or its noise does not grow with it, to find the gain"
         hint = "use raw images with dark and bright parts, or more frames of the same field"
         add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""
         raise NotPhotonCountsError(f"{problem}; {hint}{add}")
-    if known.offset is None:
-        return
-    error = np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
-    darker = float(np.mean(blocks.mean + 5 * error < offset - gain.value / 2)) > 0.02
-    if darker or numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance)):
-        problem = "parts of the field are darker than" if darker else "the variance would be negative at"
-        raise NotPhotonCountsError(f"{name}: {problem} the offset of {offset:.4g} ADU; {_SAME_CAMERA}")
 
 
 def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -> Calibration:
@@ -295,9 +297,11 @@ def _moving(data: _Measurements) -> float:
 
 def _warnings(data: _Measurements, numbers: Numbers, curve: Curve) -> Iterator[str]:
     fit, dark, offset = data.fit, data.dark, numbers.offset
-    correlated = max(abs(data.correlation.largest), data.between_frames) >= CORRELATED
+    correlated = share_noise(data.correlation.largest, data.between_frames)
     if data.frames.left_out:
         yield data.frames.left_out
+    if data.frames.processed and not correlated:
+        yield data.frames.processed
     if correlated:
         where = f"{data.correlation.y:.2f} along y, {data.correlation.x:.2f} along x, {data.between_frames:.2f} in time"
         yield f"the noise is correlated ({where}), as if smoothed or resampled: the gain is too small; use raw images"

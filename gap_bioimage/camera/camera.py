@@ -34,12 +34,17 @@ from gap_bioimage.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
-CORRELATED = 0.1  # noise correlation between neighbours above which images are not raw
+_CORRELATED = 0.1  # noise correlation between neighbours above which images are not raw
 _QUIET = 0.5  # read noise (electrons) up to which clipping at zero is harmless
 _TOO_NOISY, _TOO_QUIET = 2.0, 0.5  # variance over mean of the counts, 1 for photons, that leads to a warning
 _MOST_SATURATED = 1e-4  # fraction of saturated pixels above which a warning is given
 _AT_ONCE_PX = 4_000_000  # pixels transformed at a time, to limit memory
 _MOST_BELOW = 0.5  # fraction of pixels below the offset: noise alone explains at most half
+
+
+def share_noise(*correlations: float) -> bool:
+    """Whether neighbours with noise of these correlations share it, unlike those in raw images."""
+    return max(map(abs, correlations)) >= _CORRELATED
 
 
 @dataclass(frozen=True)
@@ -291,8 +296,9 @@ def _warnings(image: xr.DataArray, sample: NDArray[Any], detector: Detector, nam
     camera, saturated = detector.camera, float(np.mean(detector.saturated(sample)))
     if saturated > _MOST_SATURATED:
         yield f"{saturated:.2%} of the pixels of {name} are saturated and too dark in results; use a shorter exposure"
-    if (shared := max(detector.correlations)) >= CORRELATED:
-        cause = f"this camera was measured on images whose neighbouring pixels or frames share noise ({shared:.2f})"
+    if share_noise(*detector.correlations):
+        shared = f"share noise ({max(detector.correlations):.2f})"
+        cause = f"this camera was measured on images whose neighbouring pixels or frames {shared}"
         copied = "networks copy some of it, unless trained on other frames of the scene (train.repeats=t)"
         yield f"{cause}: {copied}; held-out photons of {name} cannot show quality; use raw images"
     fano = _variance_over_mean(image, detector)

@@ -24,6 +24,7 @@ _HOT = 20.0  # median absolute deviations from the median beyond which a dark pi
 _LOST = 0.25  # fraction of constant rows, above the median of all frames, that shows a dropped frame
 _TORN, _CHANGES = 0.1, 8  # fraction of rows equal to the frame before that shows tearing; value changes in such a row
 _CLEARED, _FAR = 0.01, 8  # fraction of pixels at the lowest value in a cleared image; steps to the next value
+_BLOCK_PX, _LIT = 8, 4.0  # parts of a dark field, and the range of their variance that shows light
 _LEAST_VARIANCE = 0.35  # ADU^2 of dark frames below which rounding error no longer acts as noise
 
 
@@ -37,6 +38,7 @@ class Frames:
     ceiling: float  # ADU at which pixels saturate, or infinity
     may_be_counts: bool  # whole numbers that are not negative
     left_out: str  # a sentence about dropped, repeated and torn frames, or ""
+    processed: str  # a sentence about values that no camera stores, or ""
 
     @property
     def count(self) -> int:
@@ -97,6 +99,7 @@ def frames_of(
     """Read and check images for a calibration; ``dims`` are the axes of plain arrays. Dark frames need no noise."""
     from gap_bioimage.io import read_photons
     from gap_bioimage.io.image import as_image
+    from gap_bioimage.judging import judge_image
 
     path, what = images if isinstance(images, (str, Path)) else None, "the dark stack" if dark else "the image"
     image = as_image(images, dims, what=what) if path is None else read_photons(path, dims, check=False)
@@ -122,7 +125,10 @@ def frames_of(
         saturation = statistics.maximum if statistics.piled_up(values.dtype) else math.inf
     stack, left_out = distinct(stack)
     floor = statistics.minimum if cleared_pixels(stack, statistics.minimum).any() else -math.inf
-    return Frames(stack, name, floor, saturation, not statistics.fractional and statistics.minimum >= 0, left_out)
+    may_be_counts = not statistics.fractional and statistics.minimum >= 0
+    finding = None if dark else judge_image(image, name)[1]
+    processed = finding.message if finding is not None and finding.verdict == "processed" else ""
+    return Frames(stack, name, floor, saturation, may_be_counts, left_out, processed)
 
 
 def cleared_pixels(stack: Values, minimum: float, step: float = 1.0) -> Flags:
@@ -159,7 +165,7 @@ def distinct(stack: Values) -> tuple[Values, str]:
 
 
 def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
-    """Measure dark frames, which must have the size of the images and be darker."""
+    """Measure dark frames, which must have the size of the images."""
     unlit = frames_of(dark, dims=dims, dark=True)
     size, expected = unlit.values.shape[2:], frames.values.shape[2:]
     if size != expected:
@@ -176,7 +182,17 @@ def dark_of(dark: Images, frames: Frames, dims: str | None = None) -> Dark:
         level = np.array([np.mean(frame, dtype=np.float64) for frame in film])
         few = float(scipy.special.stdtrit(count - 1, 0.975)) / 1.96  # Student's interval of 95 % over the normal one
         error = max(error, float(level.std(ddof=1)) / count**0.5 * few)
-    if cold.mean() > float(np.mean(frames.values[:, 0], dtype=np.float64)):
-        problem = f"{unlit.name} is brighter than {frames.name}, expected dark frames"
-        raise NotPhotonCountsError(f"{problem}; swap them, or record with the shutter closed")
+    if variance is not None and _lit(mean, variance):
+        problem = f"the noise of {unlit.name} grows with its brightness, expected frames without light"
+        raise NotPhotonCountsError(f"{problem}; record them with the shutter closed")
     return Dark(unlit, (float(cold.mean()), error), mean, variance)
+
+
+def _lit(mean: Floats, variance: Floats) -> bool:
+    """Whether the noise grows with the brightness over the field, as photons' does; patterns of cameras do neither."""
+    rows, columns = (size // _BLOCK_PX for size in mean.shape)
+    shape = (rows, _BLOCK_PX, columns, _BLOCK_PX)
+    parts = (image[: rows * _BLOCK_PX, : columns * _BLOCK_PX].reshape(shape) for image in (mean, variance))
+    level, noise = (np.median(part, (1, 3)).ravel() for part in parts)  # not of hot pixels
+    low, high = np.percentile(noise, (5, 95))
+    return bool(high > _LIT * (low + ROUNDING) and np.corrcoef(level, noise)[0, 1] > 0.5 + 3 / len(noise) ** 0.5)

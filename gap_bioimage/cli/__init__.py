@@ -31,6 +31,11 @@ _GROUPS = {
     "Models": (models.train, denoising.denoise, denoising.sample, denoising.generate, models.info, models.demo),
     "Model zips": (models.export, zips.validate, zips.repair, zips.submit_check),
 }
+_RESUMING = {
+    "train": "; the same command with --resume continues",
+    "denoise": "; the same command continues a .zarr, and begins any other file again",
+    "sample": "; the same command continues",
+}
 for _group, _verbs in _GROUPS.items():
     for _verb in _verbs:
         app.command(_verb.__name__.replace("_", "-"), cls=Verb, rich_help_panel=_group)(grouped(_verb))
@@ -70,5 +75,6 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:  # newer versions of typer return it after Ctrl-C, without a message
-        complain("stopped; resume training with --resume, and sampling with the same command")
+        verb = next((a for a in arguments if not a.startswith("-")), "")
+        complain(f"stopped{_RESUMING.get(verb, '')}")
     sys.exit(code if isinstance(code, int) else 0)

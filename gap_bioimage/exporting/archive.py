@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import torch
 
-from gap_bioimage.camera.camera import CORRELATED
+from gap_bioimage.camera.camera import share_noise
 from gap_bioimage.errors import ExportError, OutputError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
@@ -21,6 +21,7 @@ from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, pro
 from gap_bioimage.files import replacing
 from gap_bioimage.inference.reach import HaloReport, measured_halo
 from gap_bioimage.inference.tiling import TiledNetwork
+from gap_bioimage.inference.trained_range import warn_of_headroom
 from gap_bioimage.model import CameraLike, Model, load_model
 from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.validation import report as validation
@@ -105,7 +106,9 @@ def export(
             failed = failed or [check for check in report.checks if check.id == "core.test"]  # which was not run
             problems = "; ".join(f"{check.id}: {check.message}" for check in failed)
             raise ExportError(f"{out} was not written, because its checks failed: {problems}")
-    return replace(report, model=str(out))
+    # in the card, fields of config.bioimageio stand at the top
+    ways = tuple(way.replace("config.bioimageio.", "") for way in report.score.raise_it) if report.score else ()
+    return replace(report, model=str(out), score=report.score and replace(report.score, raise_it=ways))
 
 
 def _write_files(
@@ -149,10 +152,11 @@ def _measured(
     (example, held_out), detector, sampler = examples, product.intake.detector, product.sampler
     # as in training, so that the two halves of the photons are independent
     counts = product.intake.counts(example if held_out is None else held_out, np.random.default_rng(0))
-    correlated = detector is not None and max(detector.correlations) >= CORRELATED
+    correlated = detector is not None and share_noise(*detector.correlations)
     scores, samples, headroom = measures.score_on_halves(denoiser, counts, correlated=correlated), None, 0.0
     if sampler is not None:
-        headroom = measures.example_headroom_db(product.intake.counts(example), sampler)
+        headroom = measures.headroom_db(product.intake.counts(example), sampler)
+        warn_of_headroom(headroom, "in images like the example")
         arguments = weights.sampler_arguments(product.model, sampler.n_samples, sampler.n_steps, sampler.seed)
         # scored on counts, which need no intake
         samples = measures.score_samples(weights.sampler_of(product.model, arguments), denoiser, counts)

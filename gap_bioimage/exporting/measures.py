@@ -3,7 +3,6 @@
 import math
 import platform
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -14,10 +13,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from gap_bioimage.counts import pseudo_psnr_db, thin
-from gap_bioimage.errors import GapWarning
 from gap_bioimage.exporting.intake import brightest_piece
 from gap_bioimage.inference.reach import HaloReport, round_up
-from gap_bioimage.inference.trained_range import WARN_HEADROOM_DB, headroom_consequence
 from gap_bioimage.sampler import GAIN, WINDOW_PX, PosteriorSampler, photon_budget, total_photons
 from gap_bioimage.seams import seam_width_px
 
@@ -145,14 +142,6 @@ def headroom_db(counts: np.ndarray, sampler: PosteriorSampler) -> float:
     photons, window = torch.from_numpy(counts.astype(np.float32))[None], list(WINDOW_PX[counts.ndim - 1])
     budget = photon_budget(photons, GAIN, sampler.brightest, window, sampler.least_gain)
     return float(10 * torch.log10(budget / torch.clamp(total_photons(photons), min=1.0)).clamp(min=0.0))
-
-
-def example_headroom_db(example: np.ndarray, sampler: PosteriorSampler) -> float:
-    """Return `headroom_db` of the example, and warn if it is low."""
-    headroom = headroom_db(example, sampler)
-    if headroom < WARN_HEADROOM_DB:
-        warnings.warn(f"in images like the example {headroom_consequence(headroom)}", GapWarning, stacklevel=5)
-    return headroom
 
 
 def speed_of(run: Callable[[Tensor], Any], photons: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from gap_bioimage.errors import NetworkWarning, TrainedRangeError, TrainedRangeW
 from gap_bioimage.sampler import GAIN, WINDOW_PX, photon_budget, total_photons
 
 _LEAST_HEADROOM_DB = 0.5  # with less, samples are copies of the denoised image
-WARN_HEADROOM_DB = 6.0
+_WARN_HEADROOM_DB = 6.0
 _BOX_PX = 16  # single pixels differ by chance, means over boxes barely
 _LARGE, _SIGNIFICANT = 0.10, 3.0  # differences of the mean: relative, and in standard errors
 
@@ -54,21 +54,21 @@ def check_headroom(
     """
     pairs = [(float(total_photons(item)), float(stop)) for item, stop in zip(counts, stops, strict=True)]
     rooms = {n: _db(stop / observed) for n, (observed, stop) in enumerate(pairs) if observed}
-    if not (tight := [n for n, room in rooms.items() if room < WARN_HEADROOM_DB]):
+    if not (tight := [n for n, room in rooms.items() if room < _WARN_HEADROOM_DB]):
         return
     problem = f"hardly any photons can be added to {names(tight)} with a model for up to {_db(brightest):.1f} dB"
     if max(rooms.values()) < _LEAST_HEADROOM_DB:
         advice = "train on images 10 dB brighter (exposed longer, or frames summed)"
         raise TrainedRangeError(f"{problem}, but sampling adds photons; {advice}")
-    warnings.warn(f"{problem}: {headroom_consequence(min(rooms.values()))}", TrainedRangeWarning, stacklevel=5)
+    warn_of_headroom(min(rooms.values()), f"{problem}:")
 
 
-def headroom_consequence(room_db: float) -> str:
-    """Return the consequence of little room for photons, in words."""
-    return (
-        f"photons grow by {room_db:.1f} dB only, and samples may show as little as {1 - 10 ** (-room_db / 10):.0%} of "
-        "the posterior's variance; train on brighter images"
-    )
+def warn_of_headroom(room_db: float, where: str) -> None:
+    """Warn if there is too little room for photons to show the full posterior variance."""
+    if room_db < _WARN_HEADROOM_DB:
+        text = f"{where} photons grow by {room_db:.1f} dB only, and samples may show as little as"
+        share = f"{1 - 10 ** (-room_db / 10):.0%} of the posterior's variance"
+        warnings.warn(f"{text} {share}; train on brighter images", TrainedRangeWarning, stacklevel=6)
 
 
 def warn_if_samples_disagree(samples: xr.DataArray, mmse: xr.DataArray) -> None:

@@ -1,17 +1,19 @@
 """Choose an image of a file, name its axes, and choose channels and frames; all of it lazily, by ``isel``."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
+from gap_bioimage.errors import AxesError, GapWarning, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io.image import AXES, SAMPLES, STORED, Stored, is_unknown, with_coordinates
 
 _MAX_LISTED = 8
 _MAX_CHANNELS = 4  # along an axis that is guessed to be c
+_SLAB = 8  # times that z and y are longer than x, above which x is rather z
 _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(\d+)?)?")
 
 
@@ -72,7 +74,11 @@ def _renamed(image: xr.DataArray, axes: str, file: str) -> xr.DataArray:
     if len(axes) != image.ndim:
         raise AxesError(f'axes="{axes}" names {len(axes)} axes, {file} has {image.ndim}: {image.shape}; name each one')
     renamed = image.drop_vars([name for name in image.coords if name != STORED])
-    return with_coordinates(renamed.rename(dict(zip(image.dims, axes, strict=True))))
+    renamed = renamed.rename(dict(zip(image.dims, axes, strict=True)))
+    if axes.endswith("zyx") and (guess := _guess(image)).endswith("yxz"):
+        problem = f'axes="{axes}" makes {file} {image.shape} a stack of narrow planes'
+        warnings.warn(f'{problem}; if its planes are stored last, give axes="{guess}"', GapWarning, stacklevel=5)
+    return with_coordinates(renamed)
 
 
 def _guess(image: xr.DataArray) -> str:
@@ -88,6 +94,9 @@ def _guess(image: xr.DataArray) -> str:
     short = [number for number in free if image.shape[number] <= _MAX_CHANNELS]
     if len(missing) == 2 and len(free) > 2 and short == free[-1:] and "c" not in known:  # channels are stored last
         known[free.pop()] = "c"
+    lengths = [image.shape[number] for number in free]
+    if len(missing) == 2 and len(free) > 2 and "z" not in known and _SLAB * lengths[-1] <= min(lengths[-3:-1]):
+        known[free.pop()] = "z"  # planes are
     for axis in missing:
         known[free.pop()] = axis
     for number, length in enumerate(image.shape):

@@ -79,6 +79,10 @@ def open_tiff(path: Path) -> list[Stored]:
                 described = [str(getattr(page, "shaped_description", "")) for page in tif.pages[:2]]
                 if tif.is_shaped and len(described) == 2 and len({text.partition("]")[0] for text in described}) == 1:
                     tif.is_shaped = False  # type: ignore[attr-defined]  # frames that were appended one by one
+                if tif.is_ome and (xml := str(tif.ome_metadata)).count("<Image ") == 1 and "TiffData" not in xml:
+                    # the schema allows that, and planes are then in the order of the file, but tifffile wants it said
+                    first: Any = tif.pages.first
+                    first.description = xml.replace("</Pixels>", "<TiffData/></Pixels>")
                 count = 1 if tif.is_imagej or tif.is_lsm else len(tif.series)  # in LSM the others are thumbnails
                 return [stored for number in range(count) for stored in _images(path, tif, number, bool(end))]
         except (IndexError, struct.error):

@@ -133,7 +133,8 @@ def _imagej(meta: Metadata, image: xr.DataArray) -> dict[str, Any]:
         metadata["finterval"] = steps["t"]
     if meta.channels:  # one label per plane; channels run fastest
         planes = math.prod(image.sizes.get(axis, 1) for axis in "tzc")
-        metadata["Labels"] = [*meta.channels] * (planes // len(meta.channels))
+        names = [" ".join(str(name).split()) for name in meta.channels]  # below a line break, ImageJ keeps headers
+        metadata["Labels"] = names * (planes // len(names))
     return {"metadata": metadata, "resolution": resolution}
 
 

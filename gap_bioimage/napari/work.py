@@ -78,7 +78,7 @@ def train(job: Job, image: xr.DataArray, run: Path, steps: int | None, **new: An
         job.news = read_metrics(run), preview(run, gap.load_model(run), _CROP_PX)
 
     watch = LambdaCallback(
-        on_train_batch_end=lambda trainer, module, *_: job.report(trainer.global_step, module.config.train.steps),
+        on_train_batch_start=lambda trainer, module, *_: job.report(trainer.global_step, module.config.train.steps),
         on_train_epoch_end=show,
     )
     gap.train(image, run, config, **({} if resume else new), resume=resume, progress=False, callbacks=[watch])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from gap_bioimage.camera.camera import CORRELATED, Detector
+from gap_bioimage.camera.camera import Detector, share_noise
 from gap_bioimage.config import RunConfig, ThinningConfig
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.network import UNet
@@ -83,7 +83,7 @@ def choose_repeats(config: RunConfig, images: Sequence[xr.DataArray], detector: 
     """Choose frames nearby as targets if pixels of one frame share noise, which networks would learn to copy."""
     pixels, frames = (0.0, 0.0) if detector is None else detector.correlations
     films = all(image.sizes.get("t", 1) > 1 for image in images)
-    if "repeats" in config.train.model_fields_set or not films or not frames < CORRELATED <= pixels:
+    if "repeats" in config.train.model_fields_set or not films or share_noise(frames) or not share_noise(pixels):
         return config
     why = f"neighbouring pixels share noise ({pixels:.2f}), successive frames do not; set it to null if much moves"
     return _choose(config, "train", {"repeats": "t"}, why)

@@ -90,7 +90,7 @@ def train(
     ConfigError, CheckpointError
         If a resumed run is given other settings or images, or ``init`` is not a model or contradicts the settings.
     KeyboardInterrupt
-        On Ctrl-C; ``resume`` continues from the last checkpoint.
+        On Ctrl-C, after the current step, or at once if it is pressed twice; ``resume`` continues from there.
     """
     run_folder.check_run_folder(out := Path(out), resume)
     start, resumed = run_folder.start_of(init, out, resume), resume and (out / "config.yaml").exists()
@@ -107,7 +107,7 @@ def train(
     config = config if resumed else choose_sizes(config, split, available if device == "auto" else device != "cpu")
     machine = {"accelerator": device, "devices": devices, "num_nodes": num_nodes, "strategy": strategy}
     folder = run_folder.RunFolder(out, run_folder.fingerprint(split), None if start is None else start.history.init)
-    with _quiet(), _progress_bar(progress) as bar:
+    with _quiet(), _progress_bar(progress) as bar, _interruptible(folder, alone=devices == num_nodes == 1):
         # created first: an unavailable device then leaves no run folder behind
         trainer = _trainer(out, config.train, machine, [folder, Progress(folder, bar), *callbacks])
         run_folder.open_run(out, config, start)
@@ -175,8 +175,7 @@ def _fit(trainer: pl.Trainer, config: RunConfig, split: Split, start: Model | No
     assert config.thinning.max_db is not None  # noqa: S101
     limits = config.thinning.min_db, config.thinning.max_db
     module = GapModule(config, limits, None if start is None else start.network)
-    with _interruptible():
-        trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
+    trainer.fit(module, PairData(split, config), ckpt_path=checkpoint)
 
 
 def _trainer(out: Path, config: TrainConfig, machine: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -263,9 +262,16 @@ class Progress(pl.Callback):
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C: Lightning exits instead, and leaves the signal ignored."""
-    handler = signal.getsignal(signal.SIGINT)
+def _interruptible(folder: run_folder.RunFolder, *, alone: bool) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, if alone after the step: Lightning exits, and leaves the signal ignored."""
+    handler, in_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+
+    def stop(*_: Any) -> None:
+        folder.stopping = True
+        signal.signal(signal.SIGINT, handler)  # the second time at once
+
+    if in_main and alone and callable(handler):
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     except BaseException as error:
@@ -274,7 +280,7 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if in_main:
             signal.signal(signal.SIGINT, handler)
 
 

@@ -34,7 +34,7 @@ class GapModule(pl.LightningModule):
         average = get_ema_multi_avg_fn(train.ema_decay) if train.ema_decay else None  # type: ignore[no-untyped-call]
         self.average = AveragedModel(self.network, multi_avg_fn=average) if average else None
         # kept as tensors until they are shown or written: reading a number makes the device wait
-        self.train_losses: list[Tensor] = []
+        self.train_losses: list[Tensor | float] = []
         self.validation: list[Tensor] = []
         self.input_db = torch.tensor(math.nan)
         self.recorded: list[Tensor] | None = None
@@ -97,7 +97,7 @@ class GapModule(pl.LightningModule):
 
     def train_loss(self) -> float:
         """Return the mean loss of the training steps since the last call."""
-        losses = torch.stack(self.train_losses).double().cpu().tolist() if self.train_losses else []
+        losses = [float(loss) for loss in self.train_losses]
         self.train_losses.clear()
         return math.fsum(losses) / max(1, len(losses))
 

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from gap_bioimage.camera.camera import CORRELATED, Detector
+from gap_bioimage.camera.camera import Detector, share_noise
 from gap_bioimage.config import ThinningConfig
 from gap_bioimage.counts import as_integers, check_dim, check_whole_numbers, pseudo_psnr_db
 from gap_bioimage.errors import AxesError, CountsWarning, NotPhotonCountsError
@@ -149,7 +149,7 @@ def _exposures(items: xr.DataArray, dim: int, axis: str, name: str, detector: De
         raise AxesError(f"{name} has no frames along {axis}, expected repeats of one scene; leave repeats out")
     items = items.transpose(*(other for other in items.dims[: -dim - 1] if other != axis), axis, ...)
     stacks = [Stack(item, name, detector, True) for item in items.data.reshape(-1, *items.shape[-dim - 2 :])]
-    shared = detector is not None and detector.correlations[0] >= CORRELATED  # such noise looks like motion
+    shared = detector is not None and share_noise(detector.correlations[0])  # such noise looks like motion
     if not shared and max(motion(stack) for stack in stacks[:: -(-len(stacks) // _TESTED_ITEMS)]) > _MOTION:
         problem = f"{name} does not stand still: changes of neighbouring pixels are correlated, unlike noise"
         warnings.warn(f"{problem}; moving parts will be blurred: train without repeats", CountsWarning, stacklevel=4)

@@ -31,7 +31,7 @@ from gap_bioimage.foreign import network_config, read_weights
 from gap_bioimage.io.image import middle_slice
 from gap_bioimage.model import CAMERA_FILE, CHECKPOINT_KEY, History, Model, check_model, load_model
 from gap_bioimage.network import UNet
-from gap_bioimage.pictures import draw_grid, new_figure, save_figure
+from gap_bioimage.pictures import draw_grid, in_rows, new_figure, save_figure
 from gap_bioimage.training.choices import SIZES
 from gap_bioimage.training.patches import Split, Stack
 
@@ -224,10 +224,22 @@ class RunFolder(pl.Callback):
     def __init__(self, folder: Path, fingerprint: str, init: dict[str, Any] | None = None) -> None:
         self.folder, self.fingerprint, self.init = folder, fingerprint, init
         self.rows: list[dict[str, float]] = []
+        self.stopping = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Do not continue a run that had ended early."""
         self._end_early(trainer, pl_module.config.train)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop if asked to."""
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save a run that is stopped between two steps; several devices may not be between the same two."""
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if trainer.world_size == 1 and 0 < batches.completed == batches.started < trainer.num_training_batches:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Add a row of metrics and save the checkpoints."""
@@ -260,6 +272,7 @@ class RunFolder(pl.Callback):
             "trained_range_db": list(pl_module.trained_range_db),
             "images": self.fingerprint,
             "metrics": self.rows,
+            "train_losses": [float(loss) for loss in pl_module.train_losses],  # since the last validation
             **({} if self.init is None else {"init": self.init}),
         }
 
@@ -269,11 +282,16 @@ class RunFolder(pl.Callback):
         if stored["images"] != self.fingerprint:
             problem = f"the run in {self.folder} was trained on other images than given now"
             raise CheckpointError(f"{problem}; resume with the same images")
-        self.rows = list(stored["metrics"])
+        self.rows, pl_module.train_losses = list(stored["metrics"]), list(stored.get("train_losses", ()))
         # if the number of steps was raised, the last epoch may have been shorter than the others
         train, done = pl_module.config.train, checkpoint["global_step"]
         left = -(-train.steps // train.validate_every) - done // train.validate_every if done < train.steps else 0
-        trainer.fit_loop.max_epochs = len(self.rows) + left
+        loop: Any = trainer.fit_loop
+        loop.max_epochs = len(self.rows) + left
+        # an epoch that was interrupted goes on as a new one of the steps left, which Lightning's own counts forbid
+        del checkpoint["loops"]
+        loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = len(self.rows)
+        loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = done
         if trainer.is_global_zero:
             self._write_metrics()  # the process may have been killed after the checkpoint
 
@@ -306,7 +324,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[Any]]:
-    """Return a plane (y, x) of held-out counts and its denoised image, by title; tall planes are transposed."""
+    """Return a plane (y, x) of held-out counts and its denoised image, by title; strips are cut into rows."""
     counts, detector = np.load(run / "held_out.npy"), None if model.camera is None else model.camera.scalar
     counts = counts[(..., *(middle_slice(size, most_px) for size in counts.shape[-2:]))]
     counts = torch.from_numpy(counts.astype(np.float32)) if detector is None else detector.seen(detector.values(counts))
@@ -314,8 +332,7 @@ def preview(run: Path, model: Model, most_px: int = 512) -> dict[str, NDArray[An
     background = 0 if detector is None else detector.background()
     planes = [(a[0] if a.ndim == 3 else a[0, a.shape[1] // 2]) - background for a in (counts.numpy(), rate)]
     titles = "held-out counts" if detector is None else "held-out electrons", "denoised"
-    tall = planes[0].shape[0] > 1.5 * planes[0].shape[1]
-    return {title: plane.T if tall else plane for title, plane in zip(titles, planes, strict=True)}
+    return {title: in_rows(plane) for title, plane in zip(titles, planes, strict=True)}
 
 
 @rank_zero_only
