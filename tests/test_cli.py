@@ -12,7 +12,6 @@ import pytest
 import tifffile
 from command_line import one_sentence, python
 from fixtures_model import Trained
-from zips import make_zip
 
 from gap_bioimage.cli import app
 from gap_bioimage.cli.console import with_flags
@@ -287,14 +286,6 @@ def test_an_image_is_never_replaced_by_its_result(run: Any, counts: Path) -> Non
     for command in (("denoise", "model", mean, mean), drawn, labelled, twice, *plots, folder):
         assert "is the input itself" in one_sentence(run(*command))
     assert snapshot(counts.parent) == before
-
-
-def test_the_reports_of_good_zips_survive_an_unreadable_one(run: Any, tmp_path: Path) -> None:
-    good = make_zip(tmp_path)
-    result = run("validate", good, tmp_path / "missing.zip", "--json", tmp_path / "report.json", "--quiet")
-    assert result.code == 2
-    assert "missing.zip" in result.err
-    assert [report["model"] for report in json.loads((tmp_path / "report.json").read_text())] == [str(good)]
 
 
 def test_messages_of_the_library_have_the_flags_of_the_command_line():
