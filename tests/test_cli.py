@@ -3,7 +3,7 @@
 import inspect
 import json
 import re
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gap_bioimage.cli.console import with_flags
 from gap_bioimage.config import RunConfig
 from gap_bioimage.errors import CheckpointError
 from gap_bioimage.model import load_model
+from gap_bioimage.training.run_folder import RunFolder
 
 FAST = ["--set", "network.depth=1", "--set", "network.start_filts=2", "--set", "train.steps=2", "--set"]
 FAST += ["train.patch_px=[16,16]", "--set", "train.batch_size=2", "--set", "train.validation_windows=2"]
@@ -228,21 +229,14 @@ def test_info_tells_what_the_model_is_and_nothing_else(run: Any, trained_2d: Tra
     assert "receptive field px" in run("info", trained_2d.run).out
 
 
-INTERRUPTED = """
-import os, signal, sys
-from gap_bioimage.cli import main
-from gap_bioimage.training.run_folder import RunFolder
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells may have turned off
-write = RunFolder._write_metrics
-RunFolder._write_metrics = lambda self: (write(self), os.kill(os.getpid(), signal.SIGINT))
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for children")
-def test_control_c_stops_training_and_leaves_a_model(counts: Path, tmp_path: Path) -> None:
+def test_control_c_stops_training_and_leaves_a_model(
+    run: Any, counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, settings = tmp_path / "run", [*FAST, "--set", "train.steps=1000", "--set", "train.validate_every=5"]
-    done = python("-c", INTERRUPTED, "train", counts, "--dim", 2, "--out", out, *settings)
+    write, handler = RunFolder._write_metrics, signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(RunFolder, "_write_metrics", lambda folder: (write(folder), signal.raise_signal(signal.SIGINT)))
+    done = run("train", counts, "--dim", 2, "--out", out, *settings)
+    signal.signal(signal.SIGINT, handler)
     assert done.code == 130, done.err
     assert "error: stopped" in done.err and "--resume" in done.err
     assert "Traceback" not in done.err
