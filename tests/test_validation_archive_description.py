@@ -92,6 +92,7 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
     assert {check.consumer for check in report.checks} == {"archive", "format"}
     (check,) = [check for check in report.checks if check.status == "failed"]
     assert (check.id, "type 'dataset'" in check.message) == ("format.valid", True)
+    assert (report.status, report.score) == ("failed", None)  # only models have one
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,6 @@ def test_the_good_zip_passes_for_everybody(
     assert capfd.readouterr() == ("", "")  # the libraries' logs and bars are silenced
 
 
-def test_only_models_have_a_score(tmp_path: Path) -> None:
-    path = zips.make_zip(tmp_path, zips.put("type", value="dataset"))
-    report = validate(path, description_only=True)
-    assert (report.status, report.score) == ("failed", None)
-
-
 def test_json_is_the_contract() -> None:
     ran = Check("core.test", "core", "passed", "its test passes")
     report = Report("m.zip", (ran, Check("fiji.id", "fiji", "warning", "id is empty", "Give one.")))
