@@ -1,28 +1,13 @@
 """Frames of calibrations: dark ones, and those that repeat others, were averaged or have no noise."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import xarray as xr
 from scipy import ndimage
+from test_camera_calibration import DARK, SIZE, camera, scene, tyx
 
-from benchmarks.cameras import simulate_camera
 from gap_bioimage.camera.calibration import calibrate
 from gap_bioimage.errors import NotPhotonCountsError
-from gap_bioimage.simulation import simulate_truth
-
-SIZE = (96, 96)
-SCENE = simulate_truth(2, SIZE, 0) * 30.0
-DARK = simulate_camera(SCENE * 0, n_frames=20, seed=9)
-
-
-def camera(**numbers: Any) -> xr.DataArray:
-    return simulate_camera(SCENE, seed=0, **numbers)
-
-
-def tyx(values: Any) -> xr.DataArray:
-    return xr.DataArray(values, dims=list("tyx"))
 
 
 @pytest.mark.parametrize(("count", "hot"), [(1, False), (5, False), (20, False), (20, True)])
@@ -56,7 +41,7 @@ def test_maps_follow_pixels_that_differ() -> None:
         noise = 1.6 * loud * rng.standard_normal((40, *SIZE))
         return tyx(np.rint(100 + level + 2.2 * (rng.poisson(electrons, (40, *SIZE)) + noise)).astype(np.uint16))
 
-    found = calibrate(record(SCENE.values), dark=record(np.zeros(SIZE)))
+    found = calibrate(record(scene().values), dark=record(np.zeros(SIZE)))
     maps = found.detector.maps
     assert maps is not None
     assert np.corrcoef(maps.offset.ravel(), level.ravel())[0, 1] > 0.98

@@ -105,16 +105,20 @@ def test_a_shift_by_part_of_a_pixel_leaves_its_own_correlation(shift: tuple[floa
 
 
 @pytest.mark.parametrize("mean", [0.05, 5.0, 300.0])
-def test_hot_pixels_are_found_wherever_they_are_by_the_rule_of_the_network(mean: float) -> None:
+def test_hot_pixels_are_found_wherever_they_are_by_cameras_and_by_the_network(mean: float) -> None:
+    def by_network(counts: Values) -> Values:
+        return np.asarray(filters.hot_pixels(torch.from_numpy(counts.astype(np.float32))))
+
     counts = np.random.default_rng(0).poisson(mean, (3, 40, 50)).astype(np.uint16)
     hot = np.zeros(counts.shape, bool)
     for place in ((0, 0, 0), (0, 20, 20), (0, 20, 21), (1, 39, 30), (2, 10, 49)):
         hot[place] = True
     counts[hot] = 8 * mean + 120
-    np.testing.assert_array_equal(hot_pixels(counts), hot)
+    for found in (hot_pixels(counts), by_network(counts)):
+        np.testing.assert_array_equal(found, hot)
     counts = np.zeros((60, 9, 9), np.uint16)
     counts[:, 4, 4] = np.arange(60)  # about the least that is hot
-    np.testing.assert_array_equal(hot_pixels(counts), filters.hot_pixels(torch.from_numpy(counts.astype(np.float32))))
+    np.testing.assert_array_equal(hot_pixels(counts), by_network(counts))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -62,6 +62,7 @@ def test_steps_are_kept_of_samples_that_were_begun_without_them(
     drawn = ("sample", trained_2d.run, counts, out, "--samples", 3, "--seed", 1, "--steps", 2)
     grown = ("generate", trained_2d.run, out, "--samples", 3, "--seed", 1, "--shape", "12,12", "--beta", 1)
     save, kept = Unfinished.save, []
+    monkeypatch.setattr("gap_bioimage.movie._HOLD_FRAMES", 1)  # each of which is drawn
 
     def interrupt(self: Unfinished, name: str, **arrays: Any) -> None:
         save(self, name, **arrays)
@@ -124,17 +125,7 @@ def test_generate_writes_images_and_a_movie(run: Any, trained_2d: Trained, tmp_p
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"shape": "32"},
-        {"shape": "a,b"},
-        {"movie": "m.avi"},
-        {"movie": "no/m.gif"},
-        {"beta": "-1"},
-        {"stop-db": "99"},
-        {"stop-db": "-99"},
-        {"seed": "-1"},
-    ],
+    "wrong", [{"shape": "32"}, {"shape": "a,b"}, {"movie": "m.avi"}, {"beta": "-1"}, {"stop-db": "99"}, {"seed": "-1"}]
 )
 def test_impossible_generations_are_one_sentence(
     run: Any, trained_2d: Trained, tmp_path: Path, wrong: dict[str, str]

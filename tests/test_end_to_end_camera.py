@@ -80,7 +80,8 @@ def test_from_raw_camera_frames_to_a_zip_that_takes_them(run: Any, tmp_path: Pat
     samples = tifffile.imread(tmp_path / "s.tif")
     assert samples.mean() == pytest.approx((dim.mean() - 100) / 2.2, rel=0.05)
 
-    done = run("export", trained, zip_path, "--card", card, "--quiet")
+    with no_validation():
+        done = run("export", trained, zip_path, "--card", card, "--quiet")
     assert done.code == 0, done.err
     again = load_model(zip_path)
     assert run("denoise", zip_path, raw, tmp_path / "zip.tif", "--quiet").code == 0

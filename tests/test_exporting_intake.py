@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from fixtures_model import random_model
+from fixtures_model import Trained, random_model
 
 from gap_bioimage.camera.camera import Detector
 from gap_bioimage.config import Camera, SamplingConfig
@@ -17,7 +17,7 @@ from gap_bioimage.exporting.kinds import Sampling, product_of
 from gap_bioimage.exporting.weights import torchscript_of
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.inference.sampling import sample
-from gap_bioimage.model import Model
+from gap_bioimage.model import Model, load_model
 
 CAMERAS = [Camera(gain=g, offset=o, read_noise=r) for g, o, r in ((2.2, 100.37, 1.4), (0.5, 99.0, 2.0), (1, 100, 1))]
 
@@ -71,6 +71,15 @@ def test_a_test_image_in_memory_is_looked_at_too(values: float, n_frames: int | 
         example_values(model, Intake.of(model), image)
     good, held_out = example_values(model, Intake.of(model), image * 0 + 3)
     assert held_out is None and np.array_equal(good, np.full((1, 32, 32), 3))
+
+
+def test_the_examples_of_a_run_become_what_another_camera_would_have_recorded(trained_2d: Trained) -> None:
+    model = load_model(trained_2d.run)
+    intake = Intake.of(model, CAMERAS[0])
+    for values, name in zip(example_values(model, intake, None), ("example.npy", "held_out.npy"), strict=True):
+        assert values is not None
+        counts = np.rint(intake.preprocess(values.astype(np.float32)))
+        np.testing.assert_array_equal(counts, np.load(trained_2d.run / name))
 
 
 @pytest.mark.parametrize("kind", ["denoise", "sample", "sample-hook"])

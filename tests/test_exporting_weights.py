@@ -21,6 +21,7 @@ from gap_bioimage.config import Camera
 from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import weights
 from gap_bioimage.exporting.kinds import Sampling, product_of
+from gap_bioimage.validation.archive.torchscript import read_code
 
 ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -82,8 +83,11 @@ def test_older_engines_give_the_same_result(tmp_path: Path, old_torch: Callable[
     old_torch(script, *(tmp_path / name for name in (weights.TORCHSCRIPT, "in.npy", "out.npy")))
 
 
-def test_no_path_of_this_machine_is_inside(written: tuple[Path, dict[str, Any]]) -> None:
+def test_no_path_of_this_machine_and_no_operator_that_old_engines_lack_is_inside(
+    written: tuple[Path, dict[str, Any]],
+) -> None:
     folder, _ = written
+    assert read_code(folder / weights.TORCHSCRIPT).unportable == {}
     own = [Path(gap_bioimage.network.__file__).parent, Path.home(), Path(tempfile.gettempdir()), Path.cwd()]
     private = [str(path).encode() for path in own if len(str(path)) > 2]
     absolute = re.compile(rb"(?<![\w.:/])/[A-Za-z][\w.-]*/[\w./-]+")
@@ -108,7 +112,9 @@ def test_onnx_knows_one_bit_frames(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(None, {"photons": photons.numpy()})[0], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))
+@pytest.mark.parametrize(
+    "config", [*CONFIGS, {"dim": 2, "anchor": True}], ids=lambda config: "-".join(map(str, config.values()))
+)
 def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Path, config: dict[str, Any]) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     model = random_model(**config)
@@ -120,8 +126,9 @@ def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Pat
     assert [(entry.domain, entry.version <= 18) for entry in stored.opset_import] == [("", True)]
     session = onnxruntime.InferenceSession(tmp_path / weights.ONNX, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    for batch, size in ((1, (8, 16, 30)), (3, (24, 50, 20)), (1, (2, 2, 2))):
-        photons = torch.poisson(torch.full((batch, channels, *size[-dim:]), 2.0), generator)
+    for batch, steps in ((1, (4, 8, 15)), (3, (12, 25, 10)), (1, (1, 1, 1))):
+        size = [n * step for n, step in zip(steps[-dim:], model.network.step_px, strict=True)]
+        photons = torch.poisson(torch.full((batch, channels, *size), 2.0), generator)
         with torch.inference_mode():
             expected = denoiser(photons).numpy()
         (got,) = session.run(None, {"photons": photons.numpy()})
@@ -130,14 +137,16 @@ def test_onnx_computes_what_torch_does_at_multiples_of_the_pooling(tmp_path: Pat
 
 def test_a_zip_for_a_camera_with_onnx_passes_every_check(trained_2d: Trained, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    camera = Camera(gain=2.0, offset=100, read_noise=1.5)
-    report = export(trained_2d.run, tmp_path / "model.zip", trained_2d.card, camera=camera, onnx=True)
+    camera, counts = Camera(gain=2.0, offset=100, read_noise=1.5), trained_2d.counts
+    electrons = counts + np.random.default_rng(0).normal(0, camera.read_noise, counts.shape)
+    given: dict[str, Any] = {"test_image": (100 + 2 * electrons).round().astype(np.uint16), "onnx": True}
+    report = export(random_model(), tmp_path / "model.zip", trained_2d.card, camera=camera, **given)
     checks = {check.id: check for check in report.checks}
     assert report.status == "passed"
     assert "onnx" in checks["core.test"].message
     assert checks["run.formats_agree"].status == "passed"
     # ONNX weights do not pad by themselves
-    assert {axis["size"]["step"] for axis in rdf_of(tmp_path / "model.zip")["inputs"][0]["axes"][2:]} == {8}
+    assert {axis["size"]["step"] for axis in rdf_of(tmp_path / "model.zip")["inputs"][0]["axes"][2:]} == {2}
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])

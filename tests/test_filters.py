@@ -4,20 +4,13 @@ import numpy as np
 import torch
 
 from gap_bioimage.anchor import Anchor
-from gap_bioimage.camera.noise import hot_pixels as hot_pixels_of_cameras
 from gap_bioimage.filters import blur, curvatures, hot_pixels, slopes
 
 
-def test_hot_pixels_are_those_that_cameras_name() -> None:
+def test_spots_are_not_hot_however_bright() -> None:
     rng = np.random.default_rng(0)
-    counts = rng.poisson(5, (64, 64))
-    counts[3, 3], counts[20, 5], counts[0, 0] = 65535, 400, 200
-    counts[40, 40:42] = 300
-    found = hot_pixels(torch.from_numpy(counts.astype(np.float32)))
-    np.testing.assert_array_equal(found.numpy(), hot_pixels_of_cameras(counts))
-    assert int(found.sum()) == 5
     y, x = np.mgrid[-8:9, -8:9]
-    for sigma in (0.7, 1.0, 2.0):  # spots are not hot, however bright
+    for sigma in (0.7, 1.0, 2.0):
         for peak in (30, 1000, 60000):
             spot = peak * np.exp(-(y**2 + x**2) / (2 * sigma**2))
             assert not hot_pixels(torch.from_numpy(rng.poisson(spot).astype(np.float32))).any()

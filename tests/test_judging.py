@@ -1,26 +1,12 @@
 """Masks, labels and one-bit frames, which few values tell from images."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from made_images import image
 from scipy import ndimage
+from test_inspection import Values, judged, light
 
-from gap_bioimage.evidence import measure
 from gap_bioimage.inspection import inspect
-from gap_bioimage.judging import Finding, judge
-from gap_bioimage.simulation import simulate_truth
-
-Values = np.ndarray[Any, Any]
-
-
-def light(size: int) -> Values:
-    return np.asarray(simulate_truth(2, (size, size), 0))
-
-
-def judged(values: Values, dims: str = "yx") -> Finding:
-    return judge(measure(image(values, dims)), "x")
 
 
 def regions(count: int, size: int = 128) -> Values:
@@ -36,7 +22,7 @@ def spots(reach: int = 3, count: int = 20) -> Values:
     return labels
 
 
-MASK = light(192) > np.quantile(light(192), 0.7)
+MASK = light(1.0) > np.quantile(light(1.0), 0.7)
 MASKS = {
     "true": MASK,
     "outlines": (MASK ^ ndimage.binary_erosion(MASK)).astype(np.uint8) * 255,
@@ -58,7 +44,7 @@ def test_masks_labels_and_classes_are_to_be_left_out(name: str) -> None:
 @pytest.mark.parametrize("one", [1, 255])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
-    bits = (np.random.default_rng(0).random((16, 64, 64)) < share * light(64) / light(64).max()) * one
+    bits = (np.random.default_rng(0).random((16, 64, 64)) < share * light(1.0, 64) / light(1.0, 64).max()) * one
     finding = judged(bits.astype(np.uint8), "tyx")
     assert (finding.verdict, finding.kind) == ("photon counts", "one-bit frames")
 

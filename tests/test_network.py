@@ -1,6 +1,5 @@
 import ast
 import itertools
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
-import gap_bioimage.network as source
 from gap_bioimage.exporting.weights import architecture_source, without_debug_records
 from gap_bioimage.inference.reach import receptive_field_px
 from gap_bioimage.network import (
@@ -282,35 +280,6 @@ def test_denoiser_of_nothing_is_nothing_and_negatives_count_as_nothing(dim: int)
     assert torch.equal(denoiser(torch.where(photons > 0, photons, -7.0)), denoiser(photons))
 
 
-def scripted(folder: Path, number: int, variant: dict[str, Any]) -> tuple[torch.nn.Module, Path, Path]:
-    denoiser = uneven(PhotonDenoiser([5] * variant["dim"], **SMALL, **variant), number)
-    full, stripped = folder / f"full{number}.pt", folder / f"{number}.pt"
-    torch.jit.save(torch.jit.script(denoiser), full)
-    stripped.write_bytes(without_debug_records(full.read_bytes()))
-    return denoiser, full, stripped
-
-
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v["z_conv_stage"] != 2], ids=name_of)
-def test_archive_names_no_new_operator_and_no_path(tmp_path: Path, variant: dict[str, Any]) -> None:
-    denoiser, full, stripped = scripted(tmp_path, 0, variant)
-    folder = str(Path(source.__file__).parent).encode()
-
-    def records(path: Path) -> dict[str, bytes]:
-        with zipfile.ZipFile(path) as archive:
-            assert archive.testzip() is None
-            return {name: archive.read(name) for name in archive.namelist()}
-
-    assert any(folder in content for content in records(full).values())
-    kept = records(stripped)
-    assert not any(name.endswith(".debug_pkl") for name in kept)
-    assert not any(folder in content for content in kept.values())
-    code = b"".join(content for name, content in kept.items() if name.endswith(".py"))
-    assert b"conserve_photons" in code
-    assert b"lanczos" not in code
-    photons = poisson((1, 1, *[9] * variant["dim"]))
-    assert torch.equal(torch.jit.load(stripped)(photons), denoiser(photons))
-
-
 OLD_SCRIPT = """
 import sys, torch
 for number in range(int(sys.argv[2])):
@@ -322,13 +291,16 @@ for number in range(int(sys.argv[2])):
 
 
 def test_archives_run_in_an_older_torch(tmp_path: Path, old_torch: Callable[..., None]) -> None:
+    variants = [*(VARIANTS[number] for number in (0, 3, 5, 10, 15)), *VARIANTS[-2:]]  # which have every part
     expected = []
-    for number, variant in enumerate(VARIANTS):
-        denoiser, _, _ = scripted(tmp_path, number, variant)
+    for number, variant in enumerate(variants):
+        denoiser = uneven(PhotonDenoiser([5] * variant["dim"], **SMALL, **variant), number)
+        torch.jit.save(torch.jit.script(denoiser), tmp_path / "full.pt")
+        (tmp_path / f"{number}.pt").write_bytes(without_debug_records((tmp_path / "full.pt").read_bytes()))
         photons = poisson((2, 1, *(5, 21, 18)[-variant["dim"] :]), 6.0)
         torch.save(photons, tmp_path / f"photons{number}")
         expected.append(denoiser(photons))
-    old_torch(OLD_SCRIPT, tmp_path, len(VARIANTS))
+    old_torch(OLD_SCRIPT, tmp_path, len(variants))
     for number, rate in enumerate(expected):
         for old in torch.load(tmp_path / f"rate{number}", weights_only=True):
             torch.testing.assert_close(old, rate, rtol=1e-4, atol=1.5e-4)

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,12 +29,6 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
     functions = {name for name in gap.__all__ if name[0].islower()}
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert not functions & modules
-
-
-def test_importing_waits_for_nothing() -> None:
-    code = "import sys, gap_bioimage; print(sorted({'torch', 'numpy', 'xarray', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_warnings_and_errors_are_of_one_family_each() -> None:

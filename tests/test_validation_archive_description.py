@@ -14,6 +14,7 @@ from gap_bioimage.validation.archive.examine import examine
 from gap_bioimage.validation.archive.package import open_package
 from gap_bioimage.validation.check import Check
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.run.sandbox import Sandbox
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 JARGON = ("Value error", "Input should", "pydantic", "https://errors", "RelativePath", "union", "[type=", "KeyError")
@@ -91,6 +92,7 @@ def test_other_resources_are_told_in_a_sentence_without_advice(tmp_path: Path) -
     assert {check.consumer for check in report.checks} == {"archive", "format"}
     (check,) = [check for check in report.checks if check.status == "failed"]
     assert (check.id, "type 'dataset'" in check.message) == ("format.valid", True)
+    assert (report.status, report.score) == ("failed", None)  # only models have one
 
 
 @pytest.mark.parametrize(
@@ -215,9 +217,11 @@ def test_urls_in_any_spelling_are_not_requested(tmp_path: Path, no_network: None
     assert "a request was made" not in message(zips.make_zip(tmp_path, spelled))
 
 
-def test_an_input_that_another_model_makes_is_not_looked_up(tmp_path: Path, no_network: None) -> None:
+def test_an_input_that_another_model_makes_is_not_looked_up(
+    tmp_path: Path, no_network: None, model_process: Sandbox
+) -> None:
     path = zips.make_zip(tmp_path, put("inputs", 0, "output_of", value="affable-shark"))
-    report = validate(path)
+    report = validate(path, process=model_process)
     assert (report.status, {check.id: check.status for check in report.checks}["format.valid"]) == ("not-run", "passed")
 
 

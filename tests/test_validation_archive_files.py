@@ -21,6 +21,7 @@ from gap_bioimage.validation.archive.examine import Examined, examine
 from gap_bioimage.validation.archive.package import Package, open_package
 from gap_bioimage.validation.check import Check, definition
 from gap_bioimage.validation.report import validate
+from gap_bioimage.validation.run.sandbox import Sandbox
 
 
 def examined(path: Path) -> tuple[dict[str, str], Examined]:
@@ -337,11 +338,11 @@ def test_a_package_whose_weights_are_code_is_not_run(tmp_path: Path, monkeypatch
     assert not (tmp_path / "evil").exists()
 
 
-def test_weights_beside_damaged_ones_are_run(tmp_path: Path) -> None:
+def test_weights_beside_damaged_ones_are_run(tmp_path: Path, model_process: Sandbox) -> None:
     for name, content, reader in (
         ("torchscript", {"torchscript.pt": b"damaged"}, "biapy"), ("pytorch_state_dict", {"weights.pt": b""}, "qupath")
     ):  # fmt: skip
-        report = validate(zips.make_zip(tmp_path, files=content), run_code=True)
+        report = validate(zips.make_zip(tmp_path, files=content), run_code=True, process=model_process)
         checks, unrun = {check.id: check for check in report.checks}, f"run.{name}"
         found = [checks[id_].status for id_ in ("archive.pickles", "core.test", unrun)]
         assert (report.status, found, bool(checks[unrun].fix)) == ("failed", ["failed", "passed", "skipped"], True)

@@ -16,7 +16,7 @@ from bioimageio.spec.utils import read_yaml
 from gap_bioimage.errors import UnreadableModelError
 from gap_bioimage.validation.archive import package as module
 from gap_bioimage.validation.archive.package import entry_checks, open_package, unsafe_path
-from gap_bioimage.validation.archive.rdf import MAX_RDF_BYTES, is_url, read_rdf, references
+from gap_bioimage.validation.archive.rdf import MAX_NODES, MAX_RDF_BYTES, is_url, read_rdf, references
 from gap_bioimage.validation.repair.editor import to_yaml
 
 
@@ -101,12 +101,6 @@ def test_good_zip_opens_and_is_cleaned_up(tmp_path: Path) -> None:
     assert {check.status for check in checks} == {"passed"} and not package.root.exists()
 
 
-def test_entries_outside_are_not_unpacked(tmp_path: Path) -> None:
-    for name in ("../evil.txt", "/evil.txt", "C:/evil.txt", "a/../../evil.txt"):
-        assert statuses(write(tmp_path / "m.zip", name))["archive.paths"] == "failed"
-    assert not list(tmp_path.parent.rglob("evil.txt"))
-
-
 def shared_bytes(path: Path) -> Path:
     write(path, "a", "b", content=bytes(range(256)))
     with zipfile.ZipFile(path) as packed:
@@ -125,12 +119,14 @@ def shared_bytes(path: Path) -> Path:
         ("intact", lambda p: patched(write(p, "a", content=bytes(99_999)), (99_999).to_bytes(4, "little"), bytes(4))),
         ("compression", lambda p: write(p, "a", method=zipfile.ZIP_BZIP2)),
         ("bomb", shared_bytes),
+        *(("paths", lambda p, name=name: write(p, name)) for name in ("../evil", "/evil", "C:/evil", "a/../../evil")),
         ("bomb", lambda p: write(p, "zeros", content=bytes(module.RATIO_FREE_BYTES + 1))),
     ],
 )
 def test_broken_and_hostile_zips_are_refused(tmp_path: Path, check: str, make: Callable[[Path], Path]) -> None:
     found = statuses(make(tmp_path / "m.zip"))
     assert "failed" in (found.get(f"archive.{check}"), found.get("archive.bomb"))
+    assert not list(tmp_path.parent.rglob("evil"))
 
 
 def test_odd_but_harmless_zips_open(tmp_path: Path) -> None:
@@ -222,9 +218,9 @@ MERGED = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b
         pytest.param(LAUGHS, "is refused: it expands to more than", "without aliases", id="billion laughs"),
         pytest.param(MERGED, "merges more than", "without aliases", id="merge keys"),
         pytest.param("a: &x [*x]", "an alias contains itself", "without aliases", id="circle"),
-        pytest.param("[" * MAX_RDF_BYTES, "nested", "", id="brackets"),
+        pytest.param("[" * (MAX_RDF_BYTES // 20), "nested", "", id="brackets"),
         pytest.param("- " * (MAX_RDF_BYTES // 2), "nested", "", id="dashes"),
-        pytest.param("a: [" + "1," * (MAX_RDF_BYTES // 3) + "]", "expands to more than", "", id="long list"),
+        pytest.param("a: [" + "1," * MAX_NODES + "]", "expands to more than", "", id="long list"),
         pytest.param("a" * (MAX_RDF_BYTES + 1), "bytes", "", id="long file"),
         pytest.param("a: !!python/object/apply:os.system [id]", "not valid yaml", "", id="python tag"),
         pytest.param("a: 1\na: 2", "is not valid yaml: line 2: found duplicate key", "that line", id="duplicate key"),

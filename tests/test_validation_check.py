@@ -165,6 +165,7 @@ def test_a_program_with_its_checks_of_every_kind_is_one_file(plugin: Any, tmp_pa
         assert definition("mine.small").judge(package).status == "warning"
     made = ran(path)
     assert [made[name].status for name in ("mine.runs", "mine.broken", "core.test")] == ["passed", "error", "passed"]
+    assert "this check itself raised IndexError" in made["mine.broken"].message
 
 
 def test_the_room_imports_nothing_of_the_others() -> None:

@@ -16,7 +16,7 @@ from running import judged, ran
 
 from gap_bioimage.errors import ConfigError
 from gap_bioimage.validation.check import Evidence, Outcome
-from gap_bioimage.validation.run import engines, reference
+from gap_bioimage.validation.run import engine_script, engines, reference
 from gap_bioimage.validation.run.engines import find_engines, other_cores, other_engines
 from gap_bioimage.validation.run.reference import keep_evidence, mismatched_ppm, not_finite, relative_rms
 
@@ -148,9 +148,12 @@ def test_an_engine_that_takes_long_or_does_not_come_back_is_told(
     assert outcome.fix == engines._COMPILES
     outcome = in_engine(tmp_path, script(tmp_path, json.dumps({"error": "did not find the operator"})))
     assert outcome.status == "failed" and outcome.fix == ""  # by default that of the check
-    ask, slow = engines._ask, {"took": [2.0, 704.0, 2.5]}
-    monkeypatch.setattr(engines, "_ask", lambda *words, **options: ask(*words, **options) | slow)
-    outcome = in_engine(tmp_path, sys.executable)
+
+    def slow(python: str, job: str, *words: str, timeout: float) -> dict[str, Any]:
+        return (engine_script.run(*words) if job == "run" else {}) | {"torch": "2.0.1", "took": [2.0, 704.0, 2.5]}
+
+    monkeypatch.setattr(engines, "_ask", slow)
+    outcome = in_engine(tmp_path, "compiles")
     assert outcome.status == "warning" and "2, 704, 2.5 s" in outcome.message
 
 

@@ -11,7 +11,6 @@ from running import ran
 
 from gap_bioimage.validation.check import definitions
 from gap_bioimage.validation.report import validate
-from gap_bioimage.validation.run import behaviour
 
 
 def test_the_good_zip_passes_every_run(tmp_path: Path) -> None:
@@ -75,14 +74,6 @@ def test_libraries_that_are_not_installed_here_leave_it_open_whether_a_model_run
 def test_only_what_does_not_run_fails(tmp_path: Path, body: str, status: str) -> None:
     check = ran(zips.make_zip(tmp_path, zips.torchscript_only, source=zips.tiny(body)))["run.zero"]
     assert check.status == status and check.fix
-
-
-def test_an_error_of_ours_leaves_the_question_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behaviour, "voxels", lambda wanted: wanted["nothing of that name"])
-    checks = ran(zips.make_zip(tmp_path, zips.torchscript_only))
-    assert checks["run.sizes"].status == "error"
-    assert "this check itself raised KeyError" in checks["run.sizes"].message
-    assert checks["run.tiled"].status == "passed"
 
 
 def test_samplers_run_sparingly_and_need_not_agree_over_tiles(tmp_path: Path) -> None:
