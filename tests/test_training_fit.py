@@ -60,9 +60,13 @@ def interrupted_at(position: int) -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
         return step(self, *arguments)
 
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of scripts ignore the signal
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GapModule, "training_step", interrupted)
-        yield
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -50,7 +50,8 @@ def test_training_reads_windows_and_no_more(tmp_path: Path, monkeypatch: pytest.
         return whole(array, index)
 
     monkeypatch.setattr(zarr.Array, "__getitem__", reading)
-    sections: Any = {"network": NetworkConfig(dim=3, depth=2, start_filts=2), "thinning": ThinningConfig(max_db=3.0)}
+    network = NetworkConfig(dim=3, depth=2, start_filts=2, anchor_version=4)
+    sections: Any = {"network": network, "thinning": ThinningConfig(max_db=3.0)}
     settings = TrainConfig(steps=2, batch_size=1, patch_px=(4, 16, 16), validation_windows=1)
     images = read_images(tmp_path / "a.zarr", on_disk=True)
     model = train(images, tmp_path / "run", settings, **sections, progress=False, device="cpu")
