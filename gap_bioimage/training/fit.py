@@ -263,7 +263,7 @@ class Progress(pl.Callback):
 
 @contextmanager
 def _interruptible(folder: run_folder.RunFolder, *, alone: bool) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, if alone after the step: Lightning exits, and leaves the signal ignored."""
+    """Raise KeyboardInterrupt on Ctrl-C, on one device after the step; Lightning would exit, and ignore the signal."""
     handler, in_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
 
     def stop(*_: Any) -> None:
