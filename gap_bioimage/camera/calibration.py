@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,7 @@ def calibrate(
     """
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
         raise ConfigError("several of dark frames, offset and read noise were given; give the dark frames alone")
-    for name, value in {"offset": offset, "read noise": read_noise, "saturation": saturation}.items():
-        if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
-            raise ConfigError(f"the {name} is {value}, expected a finite number, at least 0 except for the offset")
+    _check_values({"offset": offset, "read noise": read_noise, "saturation": saturation})
     frames = frames_of(images, saturation, dims)
     dark_frames = None if dark is None else dark_of(dark, frames, dims)
     data = _measure(frames, dark_frames)
@@ -179,16 +177,13 @@ def calibrate(
         gain = numbers.gain
         below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
         numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above))
-    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure biases the offset of one image
-    curve = curve_of(data.fit.inliers, numbers.gain.value, unlit)
-    if curve is None:
-        raise NotPhotonCountsError(f"{frames.name} has hardly any photons, expected bright parts; expose it longer")
-    if frames.count == 1 and curve.chi_square > _NO_LINE:
-        raise NotPhotonCountsError(f"{frames.name} has sharp structure like noise; use frames of the same field")
-    if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
-        rise = f"rises {curve.bend:.0%} above a line from the offset of {numbers.offset.value:.4g} ADU"
-        raise NotPhotonCountsError(f"the noise of {frames.name} {rise}; {_SAME_CAMERA}")
-    return _result(data, numbers, curve, known)
+    return _result(data, numbers, _curve(data, numbers, known), known)
+
+
+def _check_values(given: Mapping[str, float | None]) -> None:
+    for name, value in given.items():
+        if value is not None and not (math.isfinite(value) and (value >= 0 or name == "offset")):
+            raise ConfigError(f"the {name} is {value}, expected a finite number, at least 0 except for the offset")
 
 
 @dataclass(frozen=True)
@@ -237,6 +232,21 @@ def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
         hint = "use raw images with dark and bright parts, or more frames of the same field"
         add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""
         raise NotPhotonCountsError(f"{problem}; {hint}{add}")
+
+
+def _curve(data: _Measurements, numbers: Numbers, known: Known) -> Curve:
+    """Return the noise against the brightness; refuse images in which it is not that of photons."""
+    frames = data.frames
+    unlit = numbers.offset.value if frames.count > 1 else -math.inf  # structure biases the offset of one image
+    curve = curve_of(data.fit.inliers, numbers.gain.value, unlit)
+    if curve is None:
+        raise NotPhotonCountsError(f"{frames.name} has hardly any photons, expected bright parts; expose it longer")
+    if frames.count == 1 and curve.chi_square > _NO_LINE:
+        raise NotPhotonCountsError(f"{frames.name} has sharp structure like noise; use frames of the same field")
+    if known.offset is not None and curve.bend > max(_CONTRADICTED, 5 * curve.bend_error):
+        rise = f"rises {curve.bend:.0%} above a line from the offset of {numbers.offset.value:.4g} ADU"
+        raise NotPhotonCountsError(f"the noise of {frames.name} {rise}; {_SAME_CAMERA}")
+    return curve
 
 
 def _result(data: _Measurements, numbers: Numbers, curve: Curve, known: Known) -> Calibration:

@@ -79,6 +79,13 @@ class Schedule(GeometricSchedule):
     steps: Annotated[int | None, Option(min=1, help=_STEPS)] = None
     schedule: Annotated[str | None, Option(help="sqrt (few steps, the default) or geometric (the paper's).")] = None
 
+    def settings(self, **others: Any) -> SamplingConfig:
+        """Refuse an option of the other schedule."""
+        option, other = ("steps", "sqrt") if self.schedule == "geometric" else ("beta", "geometric")
+        if getattr(self, option) is not None:
+            raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
+        return super().settings(**others)
+
 
 @dataclass(frozen=True)
 class Volumes(Running):
@@ -239,15 +246,11 @@ def sample(
     from gap_bioimage.inference.preparation import refuse_one_bit
     from gap_bioimage.inference.volumes import exceeds_memory
     from gap_bioimage.io import check_output
-    from gap_bioimage.pictures import save_figure
 
     blockwise = running.has_volume_options(out)
     if running.status:
         print(gap.volume_status(beside(out, "mean")))
         return
-    option, other = ("steps", "sqrt") if sampling.schedule == "geometric" else ("beta", "geometric")
-    if getattr(sampling, option) is not None:
-        raise typer.BadParameter(f"--{option} belongs to --schedule {other}")
     settings = sampling.settings()
     for path in (out, beside(out, "mean"), beside(out, "std")):
         check_output(path, image)
@@ -274,13 +277,20 @@ def sample(
         drawn, files = sample_to_files(loaded, counts, out, drawing.samples, states=drawing.states, **arguments)
     if drawing.check_coverage:
         files.append(beside(out, "coverage", ".png"))
-        with progress_bar(quiet, "checking") as bar:
-            arguments["on_step"] = _reporter(*bar)
-            coverage = gap.coverage(loaded, counts, max(drawing.samples, 2), **arguments)
-        save_figure(coverage.draw(), files[-1])
-        say(quiet, str(coverage))
+        _check_coverage(files[-1], quiet, loaded, counts, max(drawing.samples, 2), **arguments)
     say(quiet, "\n".join(f"{file}" for file in files))
     say(quiet, f"{sizes(drawn)}, {float(drawn.mean()):.3g} photons per pixel")
+
+
+def _check_coverage(figure: Path, quiet: bool, *inputs: Any, **arguments: Any) -> None:
+    from gap_bioimage.inference.held_out import coverage
+    from gap_bioimage.pictures import save_figure
+
+    with progress_bar(quiet, "checking") as bar:
+        arguments["on_step"] = _reporter(*bar)
+        measured = coverage(*inputs, **arguments)
+    save_figure(measured.draw(), figure)
+    say(quiet, str(measured))
 
 
 def generate(

@@ -78,12 +78,7 @@ def export(
         If fields of the card are missing or wrong, an option cannot be used, there are no counts to test with or a
         check fails, the network returns values that are not finite, or the zip cannot be written.
     """
-    if kind not in (kinds := get_args(Kind)):
-        raise ExportError(f"kind {kind!r} cannot be exported; expected one of {', '.join(kinds)}")
-    if Path(out).suffix.lower() != ".zip":
-        raise ExportError(f"{out} lacks the suffix that programs look for; give a path that ends in .zip")
-    if onnx:
-        weights.check_onnx(kind)
+    _check_arguments(kind, Path(out), onnx)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
     documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # raises if too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
@@ -101,14 +96,27 @@ def export(
         _zip(Path(name), new)
         begin("validating")
         report = validation.validate(new, run_code=True, device=device, process=process)
-        if report.status != "passed":
-            failed = [check for check in report.checks if check.status == "failed"] or report.raised
-            failed = failed or [check for check in report.checks if check.id == "core.test"]  # which was not run
-            problems = "; ".join(f"{check.id}: {check.message}" for check in failed)
-            raise ExportError(f"{out} was not written, because its checks failed: {problems}")
+        _refuse_failed(report, out)
     # in the card, fields of config.bioimageio stand at the top
     ways = tuple(way.replace("config.bioimageio.", "") for way in report.score.raise_it) if report.score else ()
     return replace(report, model=str(out), score=report.score and replace(report.score, raise_it=ways))
+
+
+def _check_arguments(kind: str, out: Path, onnx: bool) -> None:
+    if kind not in (kinds := get_args(Kind)):
+        raise ExportError(f"kind {kind!r} cannot be exported; expected one of {', '.join(kinds)}")
+    if out.suffix.lower() != ".zip":
+        raise ExportError(f"{out} lacks the suffix that programs look for; give a path that ends in .zip")
+    if onnx:
+        weights.check_onnx(kind)
+
+
+def _refuse_failed(report: validation.Report, out: str | Path) -> None:
+    if report.status != "passed":
+        failed = [check for check in report.checks if check.status == "failed"] or report.raised
+        failed = failed or [check for check in report.checks if check.id == "core.test"]  # which was not run
+        problems = "; ".join(f"{check.id}: {check.message}" for check in failed)
+        raise ExportError(f"{out} was not written, because its checks failed: {problems}")
 
 
 def _write_files(

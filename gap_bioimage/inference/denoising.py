@@ -233,14 +233,20 @@ def region_uncertainty(
         inside = labels.values == label
         mask = torch.from_numpy(inside).expand(counts.shape[1:])[None]
         variance = region_variance(expect, counts, rate, mask, seed=seed, label=label, passes=passes)
-        counted, expected = int(counts[mask].sum(dtype=torch.float64)), float(rate[mask].sum(dtype=torch.float64))
-        region = Region(label, int(inside.sum()), counted, expected, variance**0.5 if variance > 0 else None)
-        _warn_if_contradicted(region)
-        noise = float(np.broadcast_to(background, inside.shape)[inside].sum())  # counts added by the camera's noise
-        regions.append(replace(region, counted=round(counted - noise), photons=expected - noise))
+        regions.append(_region(label, inside, counts[mask], rate[mask], variance, background))
         if on_region is not None:
             on_region(done, len(numbers))
     return regions
+
+
+def _region(
+    label: int, inside: NDArray[np.bool_], counts: Tensor, rate: Tensor, variance: float, background: Any
+) -> Region:
+    counted, expected = int(counts.sum(dtype=torch.float64)), float(rate.sum(dtype=torch.float64))
+    region = Region(label, int(inside.sum()), counted, expected, variance**0.5 if variance > 0 else None)
+    _warn_if_contradicted(region)
+    noise = float(np.broadcast_to(background, inside.shape)[inside].sum())  # counts added by the camera's noise
+    return replace(region, counted=round(counted - noise), photons=expected - noise)
 
 
 def _label_image(labels: Any, dims: str | Iterable[str] | None, shape: Sequence[int]) -> xr.DataArray:

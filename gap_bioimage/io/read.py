@@ -46,9 +46,8 @@ def read_photons(
 ) -> xr.DataArray:
     """Read one image of photon counts.
 
-    Uncompressed TIFF and ``.npy`` are memory-mapped: opening one takes no memory, whatever its size. (Files under 1 GB
-    in non-native byte order are read, because few libraries accept it.) For all other formats, only the selected part
-    is read into memory; an error says if it does not fit.
+    Uncompressed TIFF and ``.npy`` are memory-mapped, except for files under 1 GB in non-native byte order, which few
+    libraries accept. For all other formats, only the selected part is read into memory.
 
     Parameters
     ----------
@@ -61,11 +60,9 @@ def read_photons(
     channel
         Keep only this channel: its index from 0, or its name.
     time
-        Keep only this frame (its index from 0) and drop its axis; or a range such as ``"0:50"``, ``"10:"`` or
-        ``"::2"``, as in Python.
+        Keep only this frame (its index from 0), without its axis; or a range, such as ``"0:50"`` or ``"::2"``.
     series
-        The image to read from a file that holds several (series, scenes, stage positions, fields, datasets): its index
-        from 0, or its name.
+        The image in a file that holds several (scenes, positions, fields, datasets): its index from 0, or its name.
     level
         The level of a pyramid; by default 0, the full resolution.
     check
@@ -84,8 +81,8 @@ def read_photons(
     Raises
     ------
     UnreadableImageError
-        If the file does not exist, is empty, is not an image, lacks selected planes, holds several images and
-        ``series`` is not given, does not fit into memory, or needs a library that is not installed.
+        If the file is missing, empty, not an image, or lacks selected planes; if it holds several images and ``series``
+        is not given; if it does not fit into memory, or needs a library that is not installed.
     AxesError
         If the axes are unknown, or ``axes``, ``channel``, ``time``, ``series`` or ``level`` do not fit.
     NotPhotonCountsError
@@ -94,8 +91,7 @@ def read_photons(
     Warns
     -----
     UserWarning
-        If the level is not the full resolution, a recording stopped early, or pixel sizes are left out because they
-        have no unit.
+        If the level is not the full resolution, a recording stopped early, or pixel sizes have no unit.
     """
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     return _read_all([Path(path)], chosen, saturation if check else None)[0]

@@ -45,8 +45,7 @@ def write_image(
     path
         ``.tif`` writes an ImageJ hyperstack, or OME-TIFF where ImageJ's format cannot hold the data (32-bit
         integers, 4 GB and more); ``.ome.tif`` OME-TIFF; ``.ome.zarr`` or ``.zarr`` OME-Zarr 0.5 with a pyramid;
-        ``.h5`` or ``.hdf5`` one dataset, for ilastik and Fiji's HDF5 plugin; ``.npy`` the bare array, without pixel
-        sizes.
+        ``.h5`` or ``.hdf5`` one dataset, for ilastik and Fiji's HDF5 plugin; ``.npy`` the bare array.
     image
         Dims out of ``t c z y x`` in any order, or ``sample`` instead of ``t``: none of these formats has an axis for
         posterior samples, so viewers show them as frames. Floats are written as float32, except to ``.npy``.
