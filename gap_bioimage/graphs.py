@@ -65,20 +65,25 @@ def record_training(network: UNet, photons: Tensor) -> list[Tensor]:
 
 
 def with_fused_kernels(network: UNet, bf16: bool) -> UNet:
-    """Return a copy in bfloat16 or float32, on GPUs with fused kernels; on CPUs in float32 the network itself."""
-    weight = network.conv_final.weight
-    if not (bf16 or weight.is_cuda):
-        return network
-    network = copy.deepcopy(network)
+    """Return a copy in bfloat16 or float32, with fused kernels where cuDNN or oneDNN has them."""
+    network, weight = copy.deepcopy(network), network.conv_final.weight
     with_cudnn = torch.version.cuda is not None and torch.backends.cudnn.is_acceptable(weight)  # type: ignore[no-untyped-call]
-    if with_cudnn and has_bf16(weight.device):
-        for block in network.modules():
-            if isinstance(block, ConvBlock):
+    on_gpu = with_cudnn and has_bf16(weight.device)
+    for block in network.modules() if on_gpu or _with_onednn(weight.device, bf16) else ():
+        if isinstance(block, ConvBlock):
+            if on_gpu:
                 # tensor cores need multiples of 8 channels, or the first convolution takes as long as five others
                 missing = -block.conv1.in_channels % 8
                 block.conv1.weight = nn.Parameter(_more_channels(block.conv1.weight, missing), requires_grad=False)
-                block.convolve = types.MethodType(_convolve, block)  # type: ignore[method-assign]
+            convolve = _convolve if on_gpu else _convolve_on_cpu
+            block.convolve = types.MethodType(convolve, block)  # type: ignore[method-assign]
     return network.to(torch.bfloat16) if bf16 else network
+
+
+def _with_onednn(device: torch.device, bf16: bool) -> bool:
+    if device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return not bf16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -92,6 +97,25 @@ def _convolve(block: ConvBlock, x: Tensor) -> Tensor:
     arguments = second.stride, second.padding, second.dilation, 1
     x = torch.cudnn_convolution_relu(shortcut, second.weight, second.bias, *arguments)
     return torch.cudnn_convolution_add_relu(x, third.weight, shortcut, 1.0, third.bias, *arguments)
+
+
+def _convolve_on_cpu(block: ConvBlock, x: Tensor) -> Tensor:
+    """Convolve as ``ConvBlock`` does, but also single small volumes with oneDNN, and without passes for sums and ReLU.
+
+    These are the operators that torch.compile calls.
+    """
+    fused, order = torch.ops.mkldnn, CHANNELS_LAST[x.dim() - 2]
+
+    def settings(layer: Any) -> tuple[Any, ...]:
+        return layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, 1
+
+    x = x.contiguous(memory_format=order)
+    shortcut = fused._convolution_pointwise(x, *settings(block.conv1), "none", [], "")
+    x = fused._convolution_pointwise(shortcut, *settings(block.conv2), "relu", [], "")
+    result: Tensor = fused._convolution_pointwise_.binary(
+        shortcut, x, *settings(block.conv3), "add", 1.0, "relu", [], ""
+    )
+    return result
 
 
 def _more_channels(x: Tensor, count: int) -> Tensor:

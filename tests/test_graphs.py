@@ -1,12 +1,13 @@
-"""What a GPU does otherwise gives what the CPU gives."""
+"""What a GPU does otherwise, and what fused kernels do, gives what the network gives."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from fixtures_model import random_network
 
-from gap_bioimage.graphs import Recorded, record_training
+from gap_bioimage.graphs import CHANNELS_LAST, Recorded, record_training, with_fused_kernels
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.training.muon import Muon
 
@@ -26,6 +27,27 @@ def test_products_with_matrices_smooth_as_sums_do(dim: int, version: int) -> Non
         found = anchor._by_matrices(torch.stack([photons] * count), first, enlarge)
         for number, image in enumerate(found):
             torch.testing.assert_close(image, anchor.smooth(photons, first + number, enlarge), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"anchor": True, "anchor_version": 4},
+        {"dim": 3, "anchor": True, "anchor_version": 4, "z_conv_stage": 1},
+        {"channels": 2, "stem": 2, "merge_mode": "concat"},
+        {"dim": 3, "up_mode": "upsample"},
+    ],
+)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fused_kernels_of_a_cpu_change_rounding_only(network: dict[str, Any], bf16: bool) -> None:
+    plain = random_network(**network).eval()
+    rates = torch.full((1, plain.channels, *(9, 37, 50)[-plain.dim :]), 2.0)
+    photons = torch.poisson(rates, torch.Generator().manual_seed(0))
+    plain = plain.to(memory_format=CHANNELS_LAST[plain.dim])
+    with torch.inference_mode():
+        expected, found = plain(photons), with_fused_kernels(plain, bf16)(photons)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1 if bf16 else 1e-5)
+    assert torch.equal(plain(photons), expected)  # the network itself stays as it was
 
 
 def test_without_a_gpu_nothing_is_recorded() -> None:

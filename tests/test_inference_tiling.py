@@ -139,6 +139,9 @@ class Exhausted(InPlaceOf):
         super().__init__(network)
         self.most_px, self.error, self.sizes = most_px, error, []
 
+    def __deepcopy__(self, memo: Any) -> "Exhausted":
+        return self
+
     def forward(self, photons: torch.Tensor) -> torch.Tensor:
         self.sizes.append(photons[0, 0].numel())
         if self.sizes[-1] > self.most_px:
