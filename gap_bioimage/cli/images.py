@@ -54,7 +54,7 @@ def inspect(
     import gap_bioimage as gap
     from gap_bioimage.io.read import image_files
 
-    images = [file for image in images for file in image_files(image)]
+    images = image_files(*images)
     names = [image.stem for image in images]
     if len(set(names)) < len(names):  # such as from several folders
         names = [f"{number}_{name}" for number, name in enumerate(names)]

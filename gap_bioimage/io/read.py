@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,24 @@ def read_images(
     list of xarray.DataArray
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in paths for file in image_files(Path(path))]
-    if not files:
+    if not (files := image_files(*map(Path, paths))):
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     return _read_all(files, chosen, saturation if check else None, on_disk)
 
 
-def image_files(path: Path) -> list[Path]:
-    """Return a file or OME-Zarr itself, or the images in a folder in natural order."""
+def image_files(*paths: Path) -> list[Path]:
+    """Return the images at these paths, those of folders in natural order; of an OME-TIFF set one file stands for all."""
+    files: list[Path] = []
+    members: set[str] = set()
+    for file in (file for path in paths for file in _listed(path)):
+        if (own := str(file.resolve())) not in members:
+            files.append(file)
+            members |= _files_of_set(file) - {own}  # a file that is given twice is read twice
+    return files
+
+
+def _listed(path: Path) -> list[Path]:
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
@@ -142,19 +151,22 @@ def image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: natural(file.name))
 
 
+def _files_of_set(path: Path) -> set[str]:
+    if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        return set()
+    with suppress(GapError), _damage_reported(path):  # errors are reported when it is read
+        return {file for image in _open(path) for level in image.levels.values() for file in level.encoding["files"]}
+    return set()
+
+
 def _read_all(
     files: Sequence[Path], chosen: dict[str, Any], saturation: float | None, on_disk: bool = False
 ) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
     images: list[xr.DataArray] = []
-    read: set[str] = set()
     for file in files:
-        image, own_file = open_image(file, **chosen), {str(file.resolve())}
-        files_of_set = image.encoding.get("files", own_file)
-        if (files_of_set - own_file) & read:  # a set of files is one image, which has been read
-            continue
-        read |= files_of_set | own_file
+        image = open_image(file, **chosen)
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             middle = {axis: middle_slice(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
@@ -191,8 +203,8 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
         return open_image(path, **chosen)
     files = image_files(path)
     first = open_image(files[0], **chosen)
-    if len(files) > 1 and {str(file.resolve()) for file in files} <= first.encoding.get("files", set()):
-        return first  # one image in several files
+    if len(files) == 1:
+        return first
     if set(first.dims) != {"y", "x"}:
         axes = " ".join(map(str, first.dims))
         raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")

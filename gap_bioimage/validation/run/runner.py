@@ -42,7 +42,7 @@ def of_the_model(part: str = "") -> Iterator[None]:
         kind, message = type(error).__name__, re.sub(r"(?<=_)[0-9a-f]{64}", "", str(error))
         text = one_sentence(message, 200).rstrip(": ").removeprefix("RuntimeError: ")  # torch.jit's prefix
         if isinstance(error, KeyError):
-            text = f"a processing step refers to {text}, which does not exist: name a tensor of the model"
+            text = f"KeyError: there is no {text}; if a processing step refers to it, name a tensor of the model"
         elif not re.match(r"[\w.]+(Error|Exception)\b", text):
             text = ": ".join(filter(None, (kind, text)))
         text = re.sub(r" does not map to axes \[.*", " is not a declared size", text)
