@@ -131,7 +131,7 @@ def read_images(
 
 
 def image_files(*paths: Path) -> list[Path]:
-    """Return the images at these paths, those of folders in natural order; of an OME-TIFF set one file stands for all."""
+    """Return the images at these paths, those of folders in natural order, and one file of each OME-TIFF set."""
     files: list[Path] = []
     members: set[str] = set()
     for file in (file for path in paths for file in _listed(path)):
@@ -235,7 +235,8 @@ def _damage_reported(path: Path) -> Iterator[None]:
     except GapError:
         raise
     except Exception as error:
-        problem = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
+        why = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        problem = f"{path} cannot be read as an image ({why or type(error).__name__})"
         hint = "copy it again, or convert it to OME-TIFF in Fiji"
         raise UnreadableImageError(f"{problem}, expected a complete file in a known format; {hint}") from None
 
