@@ -72,12 +72,12 @@ def _in_units(evidence: Evidence) -> Evidence:
 
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
-    """Measure and judge an image and, if it looks like counts as a whole, each of its channels."""
+    """Measure and judge an image and, unless all of it is a camera image or counts times k, each of its channels."""
     photons = photons.transpose(..., "y", "x")
     evidence = measure(photons)
     finding = judge(evidence, name, saturation)
-    n_channels = photons.sizes.get("c", 1)
-    for channel in range(n_channels if n_channels > 1 and not finding.refused else 0):
+    n_channels, alike = photons.sizes.get("c", 1), finding.verdict in ("camera image", "counts times k")
+    for channel in range(n_channels if n_channels > 1 and not alike else 0):
         channel_evidence = measure(photons.isel(c=channel))
         channel_finding = judge(channel_evidence, f"channel {channel} of {name}", saturation)
         if channel_finding.refused and channel_finding.kind != "no image":
@@ -166,7 +166,7 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
         return None
     if traces.is_mask(evidence.planes) or traces.is_class_map(evidence.planes):
         text = f"holds a mask or labels, {lowest:g} to {highest:g}, whose pixels repeat their neighbours"
-        return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
+        return _not_usable("mask", text, "to leave it out, name the files or channels that hold images, not the folder")
     if traces.one_bit(evidence.planes):
         return _one_bit(evidence.frames, highest)
     if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
@@ -231,6 +231,8 @@ def _sharpened(evidence: Evidence) -> Finding | None:
 
 
 def _saturated(evidence: Evidence) -> Finding | None:
+    if evidence.statistics.maximum == evidence.unit:  # values 0 and 255, say, of single photons
+        return None
     text = f"is saturated: {evidence.saturated:.2%} of the pixels are at the maximum {evidence.statistics.maximum:g}"
     return _not_usable("counts", text, "record it again with a shorter exposure, or crop away the bright part")
 
