@@ -244,16 +244,19 @@ def dead_pixels(planes: Planes) -> int:
     return marked if 1 < marked <= _FEW_DEAD * values.size and marked == np.count_nonzero(values == values.min()) else 0
 
 
-def wrapped(planes: Planes) -> bool:
-    """Whether counts above 255 wrapped to 0: noise then flips pixels between both ends, rarely by half the range."""
+def wrapped(planes: Planes, levels: int) -> bool:
+    """Whether values outside of a type's range wrapped to its other end.
+
+    Noise then flips pixels between both ends of the range, often, and by half of it, rarely.
+    """
     flips = np.zeros(3)
     for image in (*planes, *(plane.T for plane in planes)):
         middle = image[1:-1]
         before, after = middle - image[:-2], middle - image[2:]
-        inner = (middle > 0) & (middle < 255)  # 0 and 255 may be dead and hot pixels
-        for number, (low, high) in enumerate(((-256, -192), (192, 256), (96, 160))):
-            flipped = inner & (np.minimum(before, after) > low) & (np.maximum(before, after) < high)
-            flips[number] += np.count_nonzero(flipped)
+        inner = (middle > 0) & (middle < levels - 1)  # the ends may be those of dead and hot pixels
+        for number, (low, high) in enumerate(((-1, -0.75), (0.75, 1), (0.375, 0.625))):
+            flipped = (np.minimum(before, after) > low * levels) & (np.maximum(before, after) < high * levels)
+            flips[number] += np.count_nonzero(inner & flipped)
     return bool(flips[:2].min() >= _FLIPS and 2 * flips[:2].sum() > flips[2])
 
 

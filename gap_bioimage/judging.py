@@ -160,7 +160,7 @@ def _fractions(evidence: Evidence) -> Finding | None:
 
 
 def _unusual_levels(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, one-bit frames, 8-bit overflow, and levels skipped by a change of scale."""
+    """Look for masks and labels, one-bit frames, overflow, and levels skipped by a change of scale."""
     lowest, highest = evidence.statistics.minimum, evidence.statistics.maximum
     if not evidence.planes:
         return None
@@ -169,9 +169,10 @@ def _unusual_levels(evidence: Evidence) -> Finding | None:
         return _not_usable("mask", text, "to leave it out, name the files or channels that hold images, not the folder")
     if traces.one_bit(evidence.planes):
         return _one_bit(evidence.frames, highest)
-    if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
-        text = f"wraps to 0 beyond {highest:g} (8-bit overflow), which makes bright pixels dark"
-        return _not_usable("counts", text, "record it again with 16 bits, or with a shorter exposure")
+    bits = 8 if highest < 256 else 16
+    if highest in (2**bits - 2, 2**bits - 1) and lowest == 0 and traces.wrapped(evidence.planes, 2**bits):
+        text = f"wraps between 0 and {highest:g} ({bits}-bit overflow): bright pixels are dark, or negative ones bright"
+        return _not_usable("counts", text, "record it again with more bits or less light, or save it with a sign")
     if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
