@@ -136,7 +136,7 @@ def test_old_versions_have_axes_and_no_sizes_and_newer_ones_without_axes_are_ask
 def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, unit, told):
     root = new_group(tmp_path / "a.zarr", "0.5")
     root.create_array("0", data=counts("yx").values)
-    steps = [{"type": "scale", "scale": scale}] if scale else []
+    steps = [{"type": "scale", "scale": scale}] if scale else [{"type": "translation", "translation": [1, 2]}]
     axes = [{"name": name, "type": "space", **unit} for name in ("height", "X")]
     entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
     describe(root, {"multiscales": [entry]}, "0.5")

@@ -242,12 +242,12 @@ def _damage_reported(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> list[Stored]:
-    """Return the images of a file by its suffix; others are read as TIFF, if they begin like one, or with bioio."""
+    """Return the images of a file by its first bytes (HDF5, .npy, TIFF) or its suffix; others are read with bioio."""
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
     head = b"" if is_zarr(path) else _check_file(path)
     suffix = ".h5" if head.startswith(b"\x89HDF") else suffix  # programs use many suffixes for HDF5
     try:
-        if suffix == ".npy":
+        if head.startswith(b"\x93NUMPY"):
             return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
         if zarr or suffix in READERS:
             return list(open_zarr(path) if zarr else READERS[suffix](path))
