@@ -1,6 +1,7 @@
 """Measurements on an image before it is judged: its statistics, its noise, and traces of processing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def measure(photons: xr.DataArray) -> Evidence:
     top = left = 0
     planes = as_stack(values)[:, 0]
     planes = planes[:: max(1, len(planes) // 8)]
-    if inside := _uncleared(planes, whole):
+    if (inside := _uncleared(planes, whole)) and not is_mask(list(planes)):
         values, top, left = values[(..., *inside)], inside[0].start, inside[1].start
         whole = replace(_statistics_only(values), left_out=("a cleared margin or region is left out",))
     values, stack, whole = _without_repeats(values, photons.dims, whole)
@@ -188,7 +189,7 @@ def common_step(values: Floats) -> float | None:
     return step if residual <= precision + 0.001 * step else None
 
 
-def is_mask(planes: Planes) -> bool:
+def is_mask(planes: Sequence[Values]) -> bool:
     """Whether pixels equal their neighbours both in objects and in the background, as in masks and labels.
 
     The most frequent value is taken for the background. In noisy images few pixels of at least one of the two do so.
@@ -196,7 +197,7 @@ def is_mask(planes: Planes) -> bool:
     levels, times = np.unique(np.concatenate(planes, axis=None), return_counts=True)
     pairs = np.zeros((2, 2))  # rows: objects, background; columns: equal pairs, all pairs
     for plane in planes:
-        objects = plane != levels[np.argmax(times)]
+        objects = np.asarray(plane != levels[np.argmax(times)])
         for equal, inside in ((plane[:, 1:] == plane[:, :-1], objects[:, 1:]), (plane[1:] == plane[:-1], objects[1:])):
             pairs += [[(equal & inside).sum(), inside.sum()], [(equal & ~inside).sum(), (~inside).sum()]]
     return bool((pairs[:, 0] >= _AREA * np.maximum(pairs[:, 1], 1)).all())
@@ -243,16 +244,19 @@ def dead_pixels(planes: Planes) -> int:
     return marked if 1 < marked <= _FEW_DEAD * values.size and marked == np.count_nonzero(values == values.min()) else 0
 
 
-def wrapped(planes: Planes) -> bool:
-    """Whether counts above 255 wrapped to 0: noise then flips pixels between both ends, rarely by half the range."""
+def wrapped(planes: Planes, levels: int) -> bool:
+    """Whether values outside of a type's range wrapped to its other end.
+
+    Noise then flips pixels between both ends of the range, often, and by half of it, rarely.
+    """
     flips = np.zeros(3)
     for image in (*planes, *(plane.T for plane in planes)):
         middle = image[1:-1]
         before, after = middle - image[:-2], middle - image[2:]
-        inner = (middle > 0) & (middle < 255)  # 0 and 255 may be dead and hot pixels
-        for number, (low, high) in enumerate(((-256, -192), (192, 256), (96, 160))):
-            flipped = inner & (np.minimum(before, after) > low) & (np.maximum(before, after) < high)
-            flips[number] += np.count_nonzero(flipped)
+        inner = (middle > 0) & (middle < levels - 1)  # the ends may be those of dead and hot pixels
+        for number, (low, high) in enumerate(((-1, -0.75), (0.75, 1), (0.375, 0.625))):
+            flipped = (np.minimum(before, after) > low * levels) & (np.maximum(before, after) < high * levels)
+            flips[number] += np.count_nonzero(inner & flipped)
     return bool(flips[:2].min() >= _FLIPS and 2 * flips[:2].sum() > flips[2])
 
 

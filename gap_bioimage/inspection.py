@@ -138,7 +138,7 @@ def inspect(
             photons, name = read_photons(path, check=False, **selection), path.name
         else:
             photons, options = as_image(image, dims or axes).transpose(..., "y", "x"), {}
-            source = name = str(photons.attrs.get("source", photons.name or source))
+            source, name = (str(photons.attrs.get("source", photons.name or other)) for other in ("IMAGE", source))
         evidence, finding = judge_image(photons, name)
         if path is not None and finding.verdict != "not usable":
             finding = _judge_file(path, photons.dtype) or finding

@@ -72,12 +72,12 @@ def _in_units(evidence: Evidence) -> Evidence:
 
 
 def judge_image(photons: xr.DataArray, name: str, saturation: float = 1e-4) -> tuple[Evidence, Finding]:
-    """Measure and judge an image and, if it looks like counts as a whole, each of its channels."""
+    """Measure and judge an image and, unless all of it is a camera image or counts times k, each of its channels."""
     photons = photons.transpose(..., "y", "x")
     evidence = measure(photons)
     finding = judge(evidence, name, saturation)
-    n_channels = photons.sizes.get("c", 1)
-    for channel in range(n_channels if n_channels > 1 and not finding.refused else 0):
+    n_channels, alike = photons.sizes.get("c", 1), finding.verdict in ("camera image", "counts times k")
+    for channel in range(n_channels if n_channels > 1 and not alike else 0):
         channel_evidence = measure(photons.isel(c=channel))
         channel_finding = judge(channel_evidence, f"channel {channel} of {name}", saturation)
         if channel_finding.refused and channel_finding.kind != "no image":
@@ -160,18 +160,19 @@ def _fractions(evidence: Evidence) -> Finding | None:
 
 
 def _unusual_levels(evidence: Evidence) -> Finding | None:
-    """Look for masks and labels, one-bit frames, 8-bit overflow, and levels skipped by a change of scale."""
+    """Look for masks and labels, one-bit frames, overflow, and levels skipped by a change of scale."""
     lowest, highest = evidence.statistics.minimum, evidence.statistics.maximum
     if not evidence.planes:
         return None
     if traces.is_mask(evidence.planes) or traces.is_class_map(evidence.planes):
         text = f"holds a mask or labels, {lowest:g} to {highest:g}, whose pixels repeat their neighbours"
-        return _not_usable("mask", text, "to leave the mask out, name the files that hold images, not their folder")
+        return _not_usable("mask", text, "to leave it out, name the files or channels that hold images, not the folder")
     if traces.one_bit(evidence.planes):
         return _one_bit(evidence.frames, highest)
-    if highest in (254, 255) and lowest == 0 and traces.wrapped(evidence.planes):
-        text = f"wraps to 0 beyond {highest:g} (8-bit overflow), which makes bright pixels dark"
-        return _not_usable("counts", text, "record it again with 16 bits, or with a shorter exposure")
+    bits = 8 if highest < 256 else 16
+    if highest in (2**bits - 2, 2**bits - 1) and lowest == 0 and traces.wrapped(evidence.planes, 2**bits):
+        text = f"wraps between 0 and {highest:g} ({bits}-bit overflow): bright pixels are dark, or negative ones bright"
+        return _not_usable("counts", text, "record it again with more bits or less light, or save it with a sign")
     if evidence.unit == 1 and (missing := traces.missing_levels(evidence.planes)):
         return processed(f"misses {missing} levels between others, as after a change of contrast or scale")
     return None
@@ -231,6 +232,8 @@ def _sharpened(evidence: Evidence) -> Finding | None:
 
 
 def _saturated(evidence: Evidence) -> Finding | None:
+    if evidence.statistics.maximum == evidence.unit:  # values 0 and 255, say, of single photons
+        return None
     text = f"is saturated: {evidence.saturated:.2%} of the pixels are at the maximum {evidence.statistics.maximum:g}"
     return _not_usable("counts", text, "record it again with a shorter exposure, or crop away the bright part")
 

@@ -140,6 +140,8 @@ def test_given_numbers_are_kept(plain: xr.DataArray) -> None:
     noise = calibrate(plain, read_noise=1.6)
     assert noise.read_noise.value == pytest.approx(1.6)
     assert holds(noise.offset, 100)
+    with pytest.raises(NotPhotonCountsError, match="read noise"):  # its offset is above the whole image
+        calibrate(plain, read_noise=50)
 
 
 def rolling() -> xr.DataArray:

@@ -236,6 +236,8 @@ def test_saturated_pixels_and_hopelessly_dark_ones_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="are saturated"):
         check_camera_image(image(bright), detector, name="a.tif")
     assert detector.saturated(bright).sum() == (bright >= 230).sum() > 0
+    with pytest.warns(UserWarning, match="add saturation: 230"):  # where the camera's ceiling is not known
+        check_camera_image(image(bright.clip(max=230)), measured(2.2, 100.0, 1.2), name="a.tif")
     # without a known ceiling that of the type counts
     assert Detector(Camera(gain=1, offset=0)).saturated(np.array([254, 255], np.uint8)).tolist() == [False, True]
     shared = Camera(gain=2.2, offset=100, read_noise=1.2, measured={"correlated": [0.02, None, 0.3]})

@@ -259,6 +259,13 @@ def test_a_bug_is_one_line_that_asks_for_a_report(run: Any, counts: Path, monkey
     assert result.err == "error: RuntimeError: two lines (run again with --debug to see where; please report it)\n"
 
 
+def test_a_bad_image_leaves_the_reports_of_the_others(run: Any, counts: Path) -> None:
+    (counts.parent / "bad.tif").write_bytes(b"")
+    result = run("inspect", counts.parent, "--json", "-")
+    assert result.code == 2 and "bad.tif is empty" in result.err
+    assert [report["image"] for report in json.loads(result.out)] == [str(counts)]
+
+
 def test_an_image_is_never_replaced_by_its_result(run: Any, counts: Path) -> None:
     mean = counts.rename(counts.with_name("s_mean.tif"))
     drawn = ("sample", "model", mean, mean.with_name("s.tif"), "--samples", 2, "--seed", 0)

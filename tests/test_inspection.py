@@ -218,6 +218,7 @@ NATURES: dict[str, dict[str, tuple[Any, Sequence[float]]]] = {
     "not usable": {
         "dead pixels": (lambda p: np.where(np.arange(65536).reshape(256, 256) % 509, 1.0 * cells(p), -1), (2, 200)),
         "beyond 8 bits": (lambda p: cells(p) % 256, (200, 400)),
+        "below 0 of 16 bits": (lambda below: camera_image(light(2.0), 50, 12.0) - np.uint16(50 + below), (0, 40)),
         "saturated": (full, (255, 1023, 4095, 65535, 300)),
         "full slots": (lambda p: np.random.default_rng(0).binomial(64, 1 - np.exp(-far_apart(p) / 64)), (20, 60)),
         "one row": (lambda n: poisson(5, (1, n)) + 1, (1, 4000)),

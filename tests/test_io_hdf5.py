@@ -85,15 +85,20 @@ def test_axes_of_other_programs_are_read_whatever_their_files_are_called(tmp_pat
     assert pixel_size_um(again) == {"z": 0.3, "y": 0.065, "x": 0.108}
 
 
-def test_zeros_with_which_imaris_fills_its_chunks_are_left_out(tmp_path):
-    image = counts("zyx", calibrated=False)
+def test_imaris_gives_the_ends_of_axes_and_fills_its_chunks_with_zeros(tmp_path):
+    image, steps, ends = counts("zyx"), {"z": 0.3, "y": 0.065, "x": 0.108}, {"Unit": "um"}
+    for number, axis in enumerate("xyz"):
+        ends |= {f"ExtMin{number}": "-3.5", f"ExtMax{number}": f"{image.sizes[axis] * steps[axis] - 3.5:.6f}"}
     with h5py.File(tmp_path / "a.ims", "w") as file:
         channel = file.create_group("DataSet/ResolutionLevel 0/TimePoint 0/Channel 0")
         channel["Data"] = np.pad(image.values, ((0, 4), (0, 15), (0, 20)))
-        channel.attrs.update(
-            {f"ImageSize{axis.upper()}": np.array(list(str(image.sizes[axis])), "S1") for axis in "zyx"}
-        )
+        sizes = {f"ImageSize{axis.upper()}": str(image.sizes[axis]) for axis in "zyx"}
+        for group, texts in ((channel, sizes), (file.create_group("DataSetInfo/Image"), ends)):
+            group.attrs.update({name: np.array(list(text), "S1") for name, text in texts.items()})
     assert_same(read_photons(tmp_path / "a.ims"), image)
+    with h5py.File(tmp_path / "a.ims", "a") as file:
+        del file["DataSetInfo"]
+    assert_same(read_photons(tmp_path / "a.ims"), counts("zyx", calibrated=False))
 
 
 def test_one_of_several_datasets_is_chosen(tmp_path):

@@ -69,7 +69,8 @@ def test_all_functions_take_arrays_whose_axes_are_named_and_ask_for_these(tmp_pa
     ):
         with pytest.raises(AxesError, match="dims='zyx'"):
             function(values)
-    assert gap_bioimage.inspect(values, dims="zyx")["planes"] == 4
+    report = gap_bioimage.inspect(values, dims="zyx")
+    assert report.planes == 4 and report.next == "gap-bioimage train IMAGE --dim 3 --out RUN"
     assert gap_bioimage.sum_frames(values > 4, 2, dims="tyx").sizes["t"] == 2
     assert gap_bioimage.calibrate(values, dims="tyx").counts
     gap_bioimage.write_image(tmp_path / "a.tif", values, dims="tyx")

@@ -136,8 +136,8 @@ def test_old_versions_have_axes_and_no_sizes_and_newer_ones_without_axes_are_ask
 def test_a_scale_without_a_unit_is_not_believed(tmp_path, recwarn, scale, unit, told):
     root = new_group(tmp_path / "a.zarr", "0.5")
     root.create_array("0", data=counts("yx").values)
-    steps = [{"type": "scale", "scale": scale}] if scale else []
-    axes = [{"name": name, "type": "space", **unit} for name in "YX"]
+    steps = [{"type": "scale", "scale": scale}] if scale else [{"type": "translation", "translation": [1, 2]}]
+    axes = [{"name": name, "type": "space", **unit} for name in ("height", "X")]
     entry = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
     describe(root, {"multiscales": [entry]}, "0.5")
     known = dict(zip("yx", scale, strict=True)) if scale and unit else {}

@@ -28,6 +28,14 @@ def test_length_one_axes_go_unless_named(tmp_path):
     assert read_photons(tmp_path / "line.tif", axes="yx", check=False).sizes == {"y": 1, "x": 12}
 
 
+@pytest.mark.parametrize("name", ["a.tif", "a.npy"])
+@pytest.mark.parametrize("written", ["b.tif", "b.npy"])
+def test_content_counts_more_than_the_name(tmp_path, written, name):
+    write_image(tmp_path / written, counts("yx"))
+    (tmp_path / written).rename(tmp_path / name)
+    np.testing.assert_array_equal(read_photons(tmp_path / name), counts("yx"))
+
+
 @pytest.mark.parametrize("name", ["a.tif", "a.npy", "a.czi"])
 def test_files_that_are_no_images_are_refused(tmp_path, name):
     for content in (b"", b"not an image at all, just text", b"II*\x00", b"\x93NUMPY\x01\x00"):

@@ -70,6 +70,7 @@ def test_channels_by_number_or_name():
         (["wavelength", "height", "width"], "cyx"),
         (["Frames", "depth", "Channel", "Y", "X"], "tzcyx"),
         (["plane", "row", "col"], "zyx"),
+        (["Timepoints", "ch", "y", "x"], "tcyx"),
         (["z (um)", "y [um]", "X (um)"], "zyx"),
     ],
 )

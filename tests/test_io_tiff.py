@@ -8,7 +8,7 @@ from made_images import CHANNELS, MOVIE, assert_same, counts, cut, one_sentence,
 
 from gap_bioimage.errors import AxesError, NotPhotonCountsError, UnreadableImageError
 from gap_bioimage.io import pixel_size_um, read_images, read_photons, write_image
-from gap_bioimage.io.read import open_volume
+from gap_bioimage.io.read import image_files, open_volume
 
 POSITIONS = ["left", "right", "same", "same"]
 CZT = np.random.default_rng(1).poisson(5, (4, 3, 2, 48, 64)).astype(np.uint16)
@@ -190,6 +190,7 @@ def test_one_file_of_a_set_opens_where_its_channel_is_there(tmp_path):
         data += f'<UUID FileName="c{c}.ome.tif">{names[c]}</UUID></TiffData>'
     for c in range(2):
         pages(tmp_path / f"c{c}.ome.tif", MOVIE[5 * c : 5 * c + 5], OME.format(data, 5, 2, names[c]).encode())
+    assert image_files(tmp_path) == image_files(tmp_path / "c0.ome.tif", tmp_path / "c1.ome.tif")
     (whole,) = read_images(tmp_path)  # once, whatever the number of its files
     np.testing.assert_array_equal(whole.transpose("c", "t", "y", "x"), MOVIE.reshape(2, 5, 17, 12))
     np.testing.assert_array_equal(open_volume(tmp_path).transpose(*whole.dims), whole)

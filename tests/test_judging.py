@@ -7,6 +7,7 @@ from scipy import ndimage
 from test_inspection import Values, judged, light
 
 from gap_bioimage.inspection import inspect
+from gap_bioimage.judging import judge_image
 
 
 def regions(count: int, size: int = 128) -> Values:
@@ -27,6 +28,7 @@ MASKS = {
     "true": MASK,
     "outlines": (MASK ^ ndimage.binary_erosion(MASK)).astype(np.uint8) * 255,
     **{f"0 and {top}": MASK.astype(np.uint8) * top for top in (1, 255, 7)},
+    "0, 128 and 255": np.array([0, 128, 255], np.uint8)[np.uint8(MASK) + ndimage.binary_dilation(MASK, iterations=4)],
     "labels": ndimage.label(MASK)[0],
     "small labels": spots(),
     "small classes": 1 + spots(1, 60) % 3,
@@ -39,6 +41,8 @@ MASKS = {
 def test_masks_labels_and_classes_are_to_be_left_out(name: str) -> None:
     finding = judged(MASKS[name])
     assert (finding.verdict, finding.kind, finding.refused) == ("not usable", "mask", True)
+    beside = np.stack([np.random.default_rng(0).poisson(5, MASKS[name].shape), MASKS[name]])
+    assert judge_image(image(beside, "cyx"), "x")[1].message.startswith("channel 1 of x holds a mask or labels")
 
 
 @pytest.mark.parametrize("one", [1, 255])
@@ -47,6 +51,11 @@ def test_one_bit_frames_are_no_masks(one: int, share: float) -> None:
     bits = (np.random.default_rng(0).random((16, 64, 64)) < share * light(1.0, 64) / light(1.0, 64).max()) * one
     finding = judged(bits.astype(np.uint8), "tyx")
     assert (finding.verdict, finding.kind) == ("photon counts", "one-bit frames")
+
+
+def test_single_photons_of_255_are_not_saturated() -> None:
+    finding = judged((np.random.default_rng(0).random((16, 64, 64)) < 0.003) * np.uint8(255), "tyx")
+    assert (finding.verdict, finding.factor) == ("counts times k", 255)
 
 
 @pytest.mark.parametrize(("one", "verdict", "factor"), [(1, "photon counts", 1), (255, "counts times k", 255)])

@@ -216,15 +216,16 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
 
 
 def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
-    """Refuse a known offset that contradicts the images, and images that do not determine the gain."""
+    """Refuse an offset or read noise that contradicts the images, and images that do not determine the gain."""
     name, blocks, gain = data.frames.name, data.moments, numbers.gain
     found = math.isfinite(gain.value + gain.high)
-    if known.offset is not None:
-        offset, error = known.offset[0], np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
+    if known.offset is not None or (found and known.read_noise is not None):
+        offset, error = numbers.offset.value, np.sqrt(np.maximum(blocks.variance, 0) / blocks.samples)
         margin = gain.value / 2 if found else 0.5
         darker = np.mean(blocks.mean + 5 * error < offset - margin) > 0.02
         if darker or (found and numbers.intercept + gain.value * offset < -0.2 * float(np.median(blocks.variance))):
-            wrong = "the offset" if data.dark is None else f"{data.dark.frames.name}, which is not dark"
+            wrong = "the offset" if known.offset is not None else "the offset that belongs to this read noise"
+            wrong = wrong if data.dark is None else f"{data.dark.frames.name}, which is not dark"
             problem = f"parts of {name} are darker than" if darker else f"the variance of {name} would be negative at"
             raise NotPhotonCountsError(f"{problem} {wrong} ({offset:.4g} ADU); {_SAME_CAMERA}")
     if not found:

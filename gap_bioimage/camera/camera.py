@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from gap_bioimage.camera import shifted_poisson as model
-from gap_bioimage.camera.moments import LEAST_PX, as_stack, moments_of
+from gap_bioimage.camera.moments import LEAST_PX, as_stack, moments_of, scan
 from gap_bioimage.camera.noise import curve_of
 from gap_bioimage.config import Camera, error_sentence, read_yaml
 from gap_bioimage.errors import AxesError, ConfigError, GapWarning, NotPhotonCountsError
@@ -296,6 +296,9 @@ def _warnings(image: xr.DataArray, sample: NDArray[Any], detector: Detector, nam
     camera, saturated = detector.camera, float(np.mean(detector.saturated(sample)))
     if saturated > _MOST_SATURATED:
         yield f"{saturated:.2%} of the pixels of {name} are saturated and too dark in results; use a shorter exposure"
+    elif (values := scan(sample)).piled_up(sample.dtype) and values.at_maximum > _MOST_SATURATED * values.pixels:
+        share, top = values.at_maximum / values.pixels, f"{values.maximum:g}"
+        yield f"{share:.2%} of the pixels of {name} are {top}: if that is saturation, add saturation: {top} to the yaml"
     if share_noise(*detector.correlations):
         shared = f"share noise ({max(detector.correlations):.2f})"
         cause = f"this camera was measured on images whose neighbouring pixels or frames {shared}"

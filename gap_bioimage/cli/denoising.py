@@ -183,7 +183,7 @@ def _pairs(images: list[Path], out: Path) -> tuple[list[Path], list[Path]]:
     from gap_bioimage.io.read import image_files
     from gap_bioimage.io.write import SUFFIXES
 
-    files = images if out.suffix.lower() == ".zarr" else [file for image in images for file in image_files(image)]
+    files = images if out.suffix.lower() == ".zarr" else image_files(*images)
     if files == images[:1] and out.suffix and (out.suffix.lower() == ".zarr" or not out.is_dir()):
         return images, [out]
     if out.suffix.lower() in SUFFIXES:

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
 
-from gap_bioimage.cli.console import print_table, progress_bar, say, sizes, with_flags, write_json
+from gap_bioimage.cli.console import print_table, progress_bar, report_error, say, sizes, with_flags, write_json
 from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, check_paths, parse_pixels
-from gap_bioimage.errors import GapWarning
+from gap_bioimage.errors import GapError, GapWarning
 
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
@@ -50,22 +51,33 @@ def inspect(
     json_out: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Describe images: axes, counts, brightness, whether they are photon counts, and what to do next."""
+    """Describe images: axes, counts, brightness, whether they are photon counts, and what to do next.
+
+    Of several images, those that cannot be read are left out.
+    """
     import gap_bioimage as gap
     from gap_bioimage.io.read import image_files
 
-    images = [file for image in images for file in image_files(image)]
+    images = image_files(*images)
     names = [image.stem for image in images]
     if len(set(names)) < len(names):  # such as from several folders
         names = [f"{number}_{name}" for number, name in enumerate(names)]
     named = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
     plots = named if len(images) > 1 else [plot]
     check_paths({"images": images, "plot": plots, "json_out": json_out})
-    pairs = zip(images, plots, strict=True)
-    reports = [gap.inspect(image, **asdict(selection), plot=plot).to_dict() for image, plot in pairs]
-    write_json(json_out, reports)
+    reports: list[dict[str, Any]] = []
+    for image, image_plot in zip(images, plots, strict=True):
+        try:
+            reports.append(gap.inspect(image, **asdict(selection), plot=image_plot).to_dict())
+        except GapError as error:
+            if len(images) == 1:
+                raise
+            report_error(error)
+    write_json(json_out, reports, as_list=len(images) > 1)
     for report in [] if quiet or str(json_out) == "-" else reports:
         print_table(_printed(report))
+    if len(reports) < len(images):
+        raise typer.Exit(2)
 
 
 def _printed(report: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ ON_DISK = "on disk"  # encoding key of images too large for memory, which are re
 _UNKNOWN = "axis "
 _NUMBERED = re.compile(r"^(phony_)?(dim|axis|d)_?\d+$")  # placeholders, not names
 _SYNONYMS = {
-    **{"t": "time frame frames", "c": "channel channels wavelength", "z": "depth slice slices plane planes"},
-    **{"y": "height row rows", "x": "width column columns col cols"},
+    **{"t": "time timepoint timepoints frame frames", "c": "channel channels ch wavelength"},
+    **{"z": "depth slice slices plane planes", "y": "height row rows", "x": "width column columns col cols"},
     **{SAMPLES: "sample rgb", _UNKNOWN: "other sequence unknown"},
 }
 _NAMES = {name: axis for axis, names in _SYNONYMS.items() for name in names.split()} | {"": _UNKNOWN}
@@ -73,8 +73,17 @@ class Stored:
 
 def steps_of(measured: Mapping[str, tuple[Any, Any]], digits: int = 7) -> dict[str, float]:
     """Return the steps of axes, given as values and units, without missing ones and those in unknown units."""
-    steps = {axis: step_of(*measured[axis], axis, digits) for axis in measured if axis in tuple("tzyx")}
+    steps = {
+        axis: step_of(*measured[name], axis, digits) for name in measured if (axis := _axis(name)) in tuple("tzyx")
+    }
     return {axis: step for axis, step in steps.items() if step is not None}
+
+
+def _axis(name: Any) -> str:
+    """Return our letter for an axis that a file names in a word or a letter of tifffile; other names in lower case."""
+    plain = re.sub(r"[(\[].*", "", str(name).lower()).strip()  # without units, as in "z (um)"
+    plain = _NUMBERED.sub("", TIFF.AXES_NAMES.get(plain.upper(), plain))
+    return _NAMES.get(plain, plain)
 
 
 def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
@@ -90,7 +99,8 @@ def step_of(value: Any, unit: Any, axis: str, digits: int = 7) -> float | None:
 
 def unit_warning(measured: Mapping[str, tuple[Any, Any]]) -> str:
     """Return a warning about steps without a unit, or ""; of these, 0 and 1 are placeholders."""
-    steps = {axis: step_of(value, "um", "x") for axis, (value, unit) in measured.items() if axis in "tzyx" and not unit}
+    unitless = {axis: value for name, (value, unit) in measured.items() if (axis := _axis(name)) in "tzyx" and not unit}
+    steps = {axis: step_of(value, "um", "x") for axis, value in unitless.items()}
     sizes = ", ".join(f"{axis} {step:g}" for axis, step in steps.items() if step not in (None, 1))
     hint = "in HDF5 as the attribute element_size_um, in OME-Zarr as the unit of each axis"
     return sizes and f"does not state the unit of its pixel sizes ({sizes}), which are ignored; store the unit {hint}"
@@ -118,14 +128,12 @@ def image_of(
     ``dims`` are tifffile's letters or a file's own names, empty if it gives none. ``stored`` marks, along the first
     axes, which planes the file holds; None if it holds all.
     """
-    names = [re.sub(r"[(\[].*", "", str(dim).lower()).strip() for dim in dims]  # without units, as in "z (um)"
-    shape, names = tuple(array.shape), [_NUMBERED.sub("", name) for name in names]
+    shape, names = tuple(array.shape), [_axis(dim) for dim in dims]
     if names and len(names) != len(shape):
         meta = replace(meta, problem=f"names the axes {' '.join(names)}, but its array has {len(shape)}")
-        names = [""] * len(shape)
+        names = [_UNKNOWN] * len(shape)
     elif not names:
-        names = ["y", "x"] if len(shape) == 2 else [""] * len(shape)
-    names = [_NAMES.get(name, name) for name in (TIFF.AXES_NAMES.get(name.upper(), name) for name in names)]
+        names = ["y", "x"] if len(shape) == 2 else [_UNKNOWN] * len(shape)
     unknown = [name == _UNKNOWN or name in names[:number] for number, name in enumerate(names)]
     names = [f"{_UNKNOWN}{number}" if unknown[number] else name for number, name in enumerate(names)]
     mapped = isinstance(array, np.ndarray)

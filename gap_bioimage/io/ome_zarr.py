@@ -122,7 +122,8 @@ def _calibration(
         elif kind not in ("translation", "identity"):
             problem = f"has {len(axes)} axes, but the transformation {kind} {step.get(str(kind), '')}"
             return {}, f"{problem}, expected a scale with a number for each; its pixel sizes are left out"
-    along = zip(names, scale, axes, strict=True) if transformations else ()  # without any, the size is not 1
+    scaled = any(step.get("type") == "scale" for step in transformations)  # without any, the size is not 1
+    along = zip(names, scale, axes, strict=True) if scaled else ()
     measured = {name: (size, axis.get("unit")) for name, size, axis in along}
     return steps_of(measured), unit_warning(measured)
 

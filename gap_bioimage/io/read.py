@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,24 @@ def read_images(
     list of xarray.DataArray
     """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in paths for file in image_files(Path(path))]
-    if not files:
+    if not (files := image_files(*map(Path, paths))):
         raise UnreadableImageError("no images were given, expected at least one; name a file or a folder")
     chosen = {"axes": axes, "channel": channel, "time": time, "series": series, "level": level}
     return _read_all(files, chosen, saturation if check else None, on_disk)
 
 
-def image_files(path: Path) -> list[Path]:
-    """Return a file or OME-Zarr itself, or the images in a folder in natural order."""
+def image_files(*paths: Path) -> list[Path]:
+    """Return the images at these paths, those of folders in natural order, and one file of each OME-TIFF set."""
+    files: list[Path] = []
+    members: set[str] = set()
+    for file in (file for path in paths for file in _listed(path)):
+        if (own := str(file.resolve())) not in members:
+            files.append(file)
+            members |= _files_of_set(file) - {own}  # a file that is given twice is read twice
+    return files
+
+
+def _listed(path: Path) -> list[Path]:
     if not path.is_dir() or is_zarr(path):
         return [path]
     files = [f for f in path.iterdir() if f.suffix.lower() in READABLE and not f.name.startswith(".")]
@@ -138,19 +147,22 @@ def image_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: natural(file.name))
 
 
+def _files_of_set(path: Path) -> set[str]:
+    if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        return set()
+    with suppress(GapError), _damage_reported(path):  # errors are reported when it is read
+        return {file for image in _open(path) for level in image.levels.values() for file in level.encoding["files"]}
+    return set()
+
+
 def _read_all(
     files: Sequence[Path], chosen: dict[str, Any], saturation: float | None, on_disk: bool = False
 ) -> list[xr.DataArray]:
     from gap_bioimage.counts import check_photon_counts
 
     images: list[xr.DataArray] = []
-    read: set[str] = set()
     for file in files:
-        image, own_file = open_image(file, **chosen), {str(file.resolve())}
-        files_of_set = image.encoding.get("files", own_file)
-        if (files_of_set - own_file) & read:  # a set of files is one image, which has been read
-            continue
-        read |= files_of_set | own_file
+        image = open_image(file, **chosen)
         if on_disk and not image.encoding.get("mapped") and image.nbytes > psutil.virtual_memory().available:
             image.encoding[ON_DISK] = True
             middle = {axis: middle_slice(n, _PIECE.get(str(axis), 1)) for axis, n in image.sizes.items()}
@@ -187,8 +199,8 @@ def open_volume(path: Path, **chosen: Any) -> xr.DataArray:
         return open_image(path, **chosen)
     files = image_files(path)
     first = open_image(files[0], **chosen)
-    if len(files) > 1 and {str(file.resolve()) for file in files} <= first.encoding.get("files", set()):
-        return first  # one image in several files
+    if len(files) == 1:
+        return first
     if set(first.dims) != {"y", "x"}:
         axes = " ".join(map(str, first.dims))
         raise AxesError(f"{files[0]} has axes {axes}, expected planes (y x) in a folder; name one of its files instead")
@@ -219,18 +231,19 @@ def _damage_reported(path: Path) -> Iterator[None]:
     except GapError:
         raise
     except Exception as error:
-        problem = f"{path} cannot be read as an image ({' '.join(str(error).split()) or type(error).__name__})"
+        why = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        problem = f"{path} cannot be read as an image ({why or type(error).__name__})"
         hint = "copy it again, or convert it to OME-TIFF in Fiji"
         raise UnreadableImageError(f"{problem}, expected a complete file in a known format; {hint}") from None
 
 
 def _open(path: Path) -> list[Stored]:
-    """Return the images of a file by its suffix; others are read as TIFF, if they begin like one, or with bioio."""
+    """Return the images of a file by its first bytes (HDF5, .npy, TIFF) or its suffix; others are read with bioio."""
     suffix, zarr = path.suffix.lower(), is_zarr(path) or path.suffix.lower() in (".ozx", ".zip")
     head = b"" if is_zarr(path) else _check_file(path)
     suffix = ".h5" if head.startswith(b"\x89HDF") else suffix  # programs use many suffixes for HDF5
     try:
-        if suffix == ".npy":
+        if head.startswith(b"\x93NUMPY"):
             return [Stored("", {0: image_of(np.load(path, mmap_mode="r", allow_pickle=False), (), Metadata())})]
         if zarr or suffix in READERS:
             return list(open_zarr(path) if zarr else READERS[suffix](path))

@@ -52,7 +52,9 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
     samples, guess = image.sizes.get(SAMPLES, 0), _guess(image)
     sizes = ", ".join(f"{'' if is_unknown(dim) else f'{dim} '}{length}" for dim, length in image.sizes.items())
     movie = f', for a movie axes="t{guess[1:]}"' if guess[:1] == "z" != image.dims[0] and "t" not in guess else ""
-    hint = f'if they are {guess}, give axes="{guess}"{movie}' if guess else "save only the part of it that is an image"
+    strange = ", ".join(str(dim) for dim in image.dims if dim not in tuple(AXES) and not is_unknown(dim))
+    hint = f"save the sum or a part along {strange}" if strange else "save only the part of it that is an image"
+    hint = f'if they are {guess}, give axes="{guess}"{movie}' if guess else hint
     if samples:
         problem = f"is {'an RGB' if samples == 3 else 'a colour'} photograph, with {samples} samples per pixel"
         raise NotPhotonCountsError(f"{file} {problem} ({sizes}), expected detector channels with counts; {hint}")
@@ -61,7 +63,7 @@ def name_axes(image: xr.DataArray, axes: str | None, file: str) -> xr.DataArray:
         raise AxesError(f"{file} is a line ({sizes}), expected rows and columns{numbers}; arrange it as an image")
     if STORED in image.coords:
         raise _incomplete(image, file)
-    problem = meta.problem or "does not name its axes"
+    problem = meta.problem or (f"has the axis {strange}" if strange else "does not name its axes")
     raise AxesError(f"{file} {problem} ({sizes}), expected axes out of t, c, z, y, x; {hint}")
 
 
@@ -122,7 +124,7 @@ def choose_channel(image: xr.DataArray, channel: int | str | None, file: str) ->
         matches = [number for number, name in enumerate(names) if name == channel]
         matches = matches or [number for number, name in enumerate(names) if name.lower() == str(channel).lower()]
     if len(matches) != 1:
-        listing = f"{count} ({', '.join(names) or 'without names'})"
+        listing = f"{count} ({', '.join(names) if any(names) else 'without names'})"
         raise AxesError(f"channel {channel} is not in {file}, which has {listing}; choose by index or name (channel=0)")
     return image.isel(c=matches[0]) if "c" in image.dims else image
 
@@ -166,6 +168,7 @@ def _incomplete(image: xr.DataArray, file: str) -> UnreadableImageError:
             kind = {"t": "frames", "c": "channels"}.get(str(axis), "planes")
             hint = f"channel={first}" if axis == "c" else f'time="{first}:{last}"'
             hint += "" if axis in ("t", "c") else ' and axes="tyx"'
-            count = f"{int(full.sum())} of {full.size} {kind}"
-            return UnreadableImageError(f"{file} holds {count}; read them with {hint}, or copy the file again")
+            count, them = int(full.sum()), "them" if last - first == full.sum() else "some"
+            problem = f"{file} holds {count} of {full.size} {kind}"
+            return UnreadableImageError(f"{problem}; read {them} with {hint}, or copy the file or its set again")
     return UnreadableImageError(f"{file} holds {int(stored.sum())} of {stored.size} planes; copy or export it again")

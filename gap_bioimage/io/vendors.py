@@ -197,11 +197,20 @@ def _dataset(data: Any) -> Any:
         measured["t"] = attributes["interval_s"], "s"
     if np.shape(element := attributes.get("element_size_um", ())) == (3,):
         measured |= {axis: (size, "um") for axis, size in zip("zyx", element, strict=True)}
+    sizes = [int(_text(data.parent, f"ImageSize{axis}") or 0) for axis in "ZYX"]
+    if data.ndim == len(sizes) and all(sizes):  # Imaris pads the last chunks with zeros, and gives the ends of axes
+        info, axes = data.file.get("DataSetInfo/Image", data), list("zyx")
+        for number, (axis, size) in enumerate(zip("xyz", reversed(sizes), strict=True)):
+            first, last = (float(_text(info, f"Ext{end}{number}") or "nan") for end in ("Min", "Max"))
+            measured[axis] = (last - first) / size, _text(info, "Unit")
+        data = Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     meta = Metadata(steps_of(measured), _texts(attributes.get("channels", ())), warning=unit_warning(measured))
-    sizes = [int("".join(_texts(data.parent.attrs.get(f"ImageSize{axis}", "0")))) for axis in "ZYX"]
-    if data.ndim == len(sizes) and all(sizes):  # Imaris pads the last chunks with zeros
-        axes, data = list("zyx"), Lazy(np.minimum(sizes, data.shape).tolist(), data.dtype, data.__getitem__)
     return image_of(data, axes, meta)
+
+
+def _text(node: Any, name: str) -> str:
+    """Return a text attribute, in Imaris's files one character per element; "" if there is none."""
+    return "".join(_texts(node.attrs.get(name, "")))
 
 
 def _from_json(text: Any) -> dict[str, Any]:

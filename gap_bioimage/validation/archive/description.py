@@ -206,7 +206,7 @@ def problems_of(package: Package, loaded: Any, wanted: re.Pattern[str] | None = 
     by_field: dict[str, dict[str, list[_Finding]]] = {}
     has_broken_input = any(loc[:1] == ("inputs",) for loc, *_ in errors)  # then no output can refer to one
     for loc, kind, text, value in errors:
-        if has_broken_input and _DANGLING.search(text):
+        if has_broken_input and (dangling := _DANGLING.search(text)) and dangling[1].startswith("outputs"):
             continue
         if wanted is None or wanted.search(text):
             finding = _Finding.of(package, loc, kind, text, value)
@@ -238,6 +238,7 @@ _WORDS = [
     (r"Invalid version", "is <value>, but should be a version, such as 2.1.0"),
     (r"not a string or datetime", "is <value>, but should be a time, such as 2024-01-31T12:00:00Z"),
     (r"is not a valid \(Python\) identifier", "is <value>, but should be a name of letters, digits and underscores"),
+    (r"is not restricted to '(.*)'", r"is <value>, but should consist of characters out of '\1'"),
     (r"match pattern '\^10", "is <value>, but should be a DOI, such as 10.1000/182"),
     (r"list index out of range", "a list of kwargs or sizes is shorter than the axes that it describes"),
     (r"_has_no_slash", "is <value>, but should contain no slash"),
@@ -248,7 +249,7 @@ _WORDS = [
     (r"\Adependencies\nextra_forbidden:", "belongs to the weights now: write weights.pytorch_state_dict.dependencies"),
     (r"^extra_forbidden:", "is not a field that this format has here; remove it, or move it into config"),
     (r"may not specify the `parent` field", "all but the original should name their parent, from which they are made"),
-    (_DANGLING.pattern, r"\1: refers to the axis '\3' of '\2', which does not exist"),
+    (_DANGLING.pattern, r"\1: refers to the axis '\3' of '\2', which does not exist or has no size of its own"),
     (r"kwargs\.axes` needs to be subset of axes ids", "a processing step names an axis that the tensor does not have"),
     (r"Unknown tensor axis reference '(\w+)\.",
      r"the input '\1' has no test_tensor, with which the sizes of outputs are compared"),

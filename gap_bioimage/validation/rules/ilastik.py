@@ -43,7 +43,7 @@ rule("ilastik.dependencies", BLOCKS, ZOO_REPORTS, weights=("pytorch_state_dict",
 
 @rule("ilastik.conversion", BLOCKS, TIKTORCH, versions="0.4",
       breaks="ilastik cannot load the model, since it first converts it to format 0.5",
-      fix="Write the description in format 0.5, with no halo on outputs of fixed size and no axes in scale_linear.")
+      fix="Write the description in format 0.5, without what the conversion refuses.")
 def conversion(model: Model) -> str | None:
     """A description of format 0.4 that can be converted to 0.5."""
     if model.valid is None:

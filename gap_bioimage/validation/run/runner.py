@@ -42,7 +42,7 @@ def of_the_model(part: str = "") -> Iterator[None]:
         kind, message = type(error).__name__, re.sub(r"(?<=_)[0-9a-f]{64}", "", str(error))
         text = one_sentence(message, 200).rstrip(": ").removeprefix("RuntimeError: ")  # torch.jit's prefix
         if isinstance(error, KeyError):
-            text = f"a processing step refers to {text}, which does not exist: name a tensor of the model"
+            text = f"KeyError: there is no {text}; if a processing step refers to it, name a tensor of the model"
         elif not re.match(r"[\w.]+(Error|Exception)\b", text):
             text = ": ".join(filter(None, (kind, text)))
         text = re.sub(r" does not map to axes \[.*", " is not a declared size", text)
@@ -112,7 +112,7 @@ class Runner(AbstractContextManager["Runner"]):
     @cached_property
     def produced(self) -> Arrays:
         """The outputs for the test inputs, from one run that several checks share."""
-        return self._run_seeded(self.test_inputs)
+        return self.run_seeded(self.test_inputs)
 
     @cached_property
     def _small(self) -> tuple[Arrays, Arrays] | None:
@@ -124,7 +124,7 @@ class Runner(AbstractContextManager["Runner"]):
         if all(np.array_equal(inputs[name], array) for name, array in self.test_inputs.items()):
             return inputs, self.produced
         with suppress(ModelError):
-            return inputs, self._run_seeded(inputs)
+            return inputs, self.run_seeded(inputs)
         return None
 
     @property
@@ -149,12 +149,12 @@ class Runner(AbstractContextManager["Runner"]):
             raise NotApplicable("the weights are not a file of the package")
         return Script(self.file, list(self.preprocess(self.small_inputs).values()))
 
-    def _run_seeded(self, inputs: Arrays) -> Arrays:
+    def run_seeded(self, inputs: Arrays, *, postprocess: bool = True) -> Arrays:
         """Run from a known random state; later runs can start from another one."""
         import torch
 
         torch.manual_seed(SHARED_SEED)
-        return self.run(inputs)
+        return self.run(inputs, postprocess=postprocess)
 
     def axes(self, name: str) -> tuple[str, ...]:
         """Axis ids of a tensor."""
@@ -223,6 +223,7 @@ class Script:
         """Return the arrays from the graph, or the name of the type that it returns instead of a tensor."""
         import torch
 
+        torch.manual_seed(SHARED_SEED)
         with torch.no_grad(), of_the_model():
             returned = self._module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
         outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
