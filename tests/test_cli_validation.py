@@ -91,6 +91,7 @@ def test_pages_name_models_that_cannot_be_read(run: Any, tmp_path: Path, monkeyp
         assert (last.attrib["name"], last.attrib["errors"]) == (str(absent), "1")
     assert [report["model"] for report in json.loads(pages[2].read_text())] == [str(good)]
     assert "absent.zip" in run("validate", absent, "--format", "github").out
+    assert run("validate", good, "--description-only", "--junit", "-").out.startswith("<")
 
 
 def test_all_checks_are_listed(run: Any) -> None:

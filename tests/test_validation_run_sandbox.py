@@ -140,6 +140,7 @@ def test_what_models_print_and_leave_behind_disturbs_nobody(
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
     body = "print('{\"end\": true}'); os.write(1, b'noise'); open('stray.txt', 'w').close()"
+    body += "; assert not open(0, closefd=False).read()"
     checks = run(with_code(tmp_path, body), model_process)
     assert checks["core.test"].status == checks["run.cost"].status == "passed"
     assert capfd.readouterr() == ("", "") and list(here.iterdir()) == []

@@ -60,18 +60,18 @@ def sizes(image: xr.DataArray) -> str:
 
 
 def write_json(path: Path | None, reports: list[Any], *, as_list: bool = False) -> None:
-    """Write one report as an object unless ``as_list``, several as a list; ``-`` is standard output."""
-    text = json.dumps(reports if as_list or len(reports) != 1 else reports[0], indent=2) + "\n"
-    if str(path) == "-":
-        sys.stdout.write(text)
-    elif path is not None:
-        write_text(path, text)
+    """Write one report as an object unless ``as_list``, several as a list."""
+    if path is not None:
+        write_text(path, json.dumps(reports if as_list or len(reports) != 1 else reports[0], indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename."""
+    """Write a text file by rename; ``-`` is standard output."""
     from gap_bioimage.files import replacing
 
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -140,7 +140,7 @@ def validate(
     options |= {"pictures": pages.html is not None or pages.form == Format.HTML}
     folders = _keep_folders(zips, keep)
     _spare(zips, [pages.json_out, pages.html, pages.junit])
-    silent = quiet or pages.form != Format.TABLE or str(pages.json_out) == "-"
+    silent = quiet or pages.form != Format.TABLE or "-" in map(str, (pages.json_out, pages.html, pages.junit))
     results = list(_reports(folders, running, checks, silent, options))
     reports = [report for report, is_read in results if is_read]
     pages.write(reports, [report for report, is_read in results if not is_read])

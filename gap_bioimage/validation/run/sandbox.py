@@ -256,7 +256,8 @@ def _work_in_fork(root: str, pickled: bytes, send: Callable[..., None]) -> None:
 
 def main() -> None:
     """Serve jobs until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a model that asks its user a question must not wait, or read jobs
     os.dup2(2, 1)
 
     def send(**message: Any) -> None:
@@ -274,7 +275,7 @@ def main() -> None:
     with contextlib.suppress(EOFError):
         while True:
             send(ready=True)
-            root, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301  (from the process that started this one)
+            root, pickled = pickle.load(jobs)  # noqa: S301  (from the process that started this one)
             (_work_in_fork if _FORKS else _work)(root, pickled, send)
             if not _FORKS:
                 send(ended="")
