@@ -51,6 +51,7 @@ class Anchor(Filters):
     ``stored`` both are part of the state_dict.
     """
 
+    __constants__ = ("joins", "steers")  # unused code is not scripted: old engines optimise it for half a minute
     brightest: Tensor
     per_frame: Tensor
 
@@ -198,7 +199,8 @@ class Anchor(Filters):
         result, gains = start.clone(), gains.reshape(parts[1:].shape)
         for k in range(count):
             result.addcmul_(gains[k], parts[k + 1])
-            if self.joins and k < linear:
+        if self.joins:
+            for k in range(linear):
                 own.add_(gains[k], alpha=self_weight[k])
         # smooth scales may be far brighter than a dark gap: there the mixture is the better bound
         result = torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture))
@@ -248,8 +250,7 @@ class Anchor(Filters):
         From version 2 on the smoothed counts, (b, scale, c, ...), end with the fitted ones. The weights of the scales
         are proportional to ``1 / (squared error)^2``, with sum 1.
         """
-        joins = self.joins and photons.shape[1] > 1
-        if joins:
+        if self.joins:
             photons = torch.cat([photons, torch.sum(photons, 1, keepdim=True)], 1)
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels = self.smooth_each([planes] * self.n_scales, 0)
@@ -274,7 +275,7 @@ class Anchor(Filters):
             log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
         log_weight = log_error.sub_(torch.mean(log_error, 1, keepdim=True)).clamp_(-12.0, 12.0).mul_(-2.0)
         fitted = certainty = photons
-        if joins:
+        if self.joins:
             photons, fitted, certainty, smoothed, log_weight = self.joined(photons, smoothed, log_weight)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
@@ -287,7 +288,7 @@ class Anchor(Filters):
         ]
         weight = torch.softmax(log_weight, 1)
         if self.fits:
-            if not joins:
+            if not self.joins:
                 fitted, certainty, _, _ = self.fitted(photons, smoothed, weight, self.per_frame, [], [])
             features.append(torch.log(fitted + self.floor) - log_wide)
             if self.steers:
