@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from gap_bioimage.filters import Filters, curvatures, pad_planes, slopes, solve_pixelwise, upsample_planes
+from gap_bioimage.filters import Filters, asinh, curvatures, slopes, solve_pixelwise, upsample_planes
 
 # per kind of image: sigma of the scales in px, in the plane and along z; from version 2 on the scales whose differences
 # are fitted, the one that makes up half of the image they are added to, and sigma of the window of the fit
@@ -45,11 +45,13 @@ class Anchor(Filters):
     the standard error of the filter. Version 3 smooths volumes differently along and across edges in the plane (see
     ``steered``); 2D networks learn this equally well by themselves. Version 4 bounds what a network changes (see
     ``log_rate``). Version 5 is version 4 for volumes that change slowly along z: movies whose frames are planes.
+    Versions 6 and 7 are 4 and 5 with structures that channels share smoothed in their sum (see ``joined``).
 
     In training it records the brightness of its brightest input, and whether counts are sums of one-bit frames; with
     ``stored`` both are part of the state_dict.
     """
 
+    __constants__ = ("joins", "steers")  # unused code is not scripted: old engines optimise it for half a minute
     brightest: Tensor
     per_frame: Tensor
 
@@ -59,7 +61,7 @@ class Anchor(Filters):
         self.register_buffer("brightest", torch.tensor(math.inf), persistent=stored)
         # 1 / number of one-bit frames that are summed; 0 if counts have no such limit
         self.register_buffer("per_frame", torch.tensor(0.0), persistent=stored)
-        kind = _PLANES if dim == 2 else _MOVIES if version == 5 else _VOLUMES
+        kind = _PLANES if dim == 2 else _MOVIES if version in (5, 7) else _VOLUMES
         scales, self.fitted_scales, self.base, fit_window = kind
         windows = [(max(planar, 2.4), along_z) for planar, along_z in scales]  # average the squared bias
         self.n_scales = len(scales)
@@ -67,9 +69,10 @@ class Anchor(Filters):
         self.wider = 2 if dim == 2 else 3
         for planar, along_z in scales + windows:
             self.add(planar, along_z, 1 if planar < 2.4 else 2 if planar < 7 else 4)
-        self.overlap: List[List[float]] = self._overlaps()
+        self.overlap: List[List[float]] = self.overlaps(self.n_scales)
         self.floor = 0.3 * self.overlap[-1][-1]  # photons per pixel where none are near: 0.3 in the widest filter
         self.fits, self.steers, self.bounded = version > 1, version > 2 and dim == 3, version > 3
+        self.joins = version > 5
         if self.bounded:  # marks bare weights: the shapes are those of version 3
             self.register_buffer("version", torch.tensor(version), persistent=stored)
         self.n_features = 2 * self.n_scales + 3 + int(self.fits) + int(self.steers)
@@ -90,36 +93,63 @@ class Anchor(Filters):
         for scale in range(self.n_scales):
             planar = max(planar, self.filter_reach_px(scale) + self.filter_reach_px(self.n_scales + scale))
             along_z = max(along_z, len(self.z_kernels[scale]) + len(self.z_kernels[self.n_scales + scale]) - 2)
-        if self.fits:
+        for _ in range(int(self.fits) + int(self.joins)):  # sums of channels are fitted before the channels
             planar += self.filter_reach_px(-1)
             along_z += len(self.z_kernels[-1]) - 1
         # hot pixels are replaced by neighbours (1 px), which are tested for being hot with theirs (2 px)
         return [planar + 3, planar + 3] if self.dim == 2 else [along_z, planar + 3, planar + 3]
 
-    def _overlaps(self) -> List[List[float]]:
-        """Return the sums over all pixels of products of two filters; those of squares are variances per rate."""
-        line = torch.zeros(4, 1, 1, 257)  # a photon at each position in the pooling grid
-        line[range(4), 0, 0, range(126, 130)] = 1.0
-        planar = torch.stack([self.smooth(line, scale) for scale in range(self.n_scales)]).flatten(1)
-        point = torch.zeros(1, 65, 1, 1)
-        point[0, 32] = 1.0
-        along_z = torch.stack([self.smooth(point, scale) for scale in range(self.n_scales)]).flatten(1)
-        # the weight of a pixel's photons in its own smoothed value, averaged over the positions
-        middle = planar.reshape(self.n_scales, 4, 257)[:, range(4), range(126, 130)].mean(1)
-        self.own: List[float] = (torch.square(middle) * along_z[:, 32]).tolist()
-        overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
-        return [[float(value) for value in row] for row in overlap]
+    def joined(
+        self, photons: Tensor, smoothed: Tensor, log_weight: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Fit channels, of which the last is the sum of the others, with structures that they may share.
 
-    def fitted(self, photons: Tensor, smoothed: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        Where the channels' ratio changes slowly, ``q = R S_c / S`` is a better estimate of channel c than its own
+        scales: R is the fitted sum, S_c and S are the channel and the sum at a wide scale. The differences of q (at two
+        wide scales) from m are further terms of the local fit, so q counts only where it predicts the channel's own
+        photons: nothing is lost where channels are unrelated. A photon adds to q at its own pixel
+        ``o S_c / S + o_S (1 - S_c / S) R / S``, where o and o_S are what it adds to R and S.
+
+        Returns counts, fitted counts, certainty, scales and log-weights without the sum. Scales and log-weights are
+        replaced by those of the sum, the scales times S_c / S, in proportion to the gains: the network corrects them.
+        """
+        n = photons.shape[1] - 1
+        total, log_weight_of_total = smoothed[:, :, n:], log_weight[:, :, n:]
+        limit = self.per_frame / n  # if the frames' limit is reached in all channels alike
+        best, _, own, _ = self.fitted(photons[:, n:], total, torch.softmax(log_weight_of_total, 1), limit, [], [])
+        photons, smoothed, log_weight = photons[:, :n], smoothed[:, :, :n], log_weight[:, :, :n]
+        shares: List[Tensor] = []
+        owns: List[Tensor] = []
+        for scale in (self.n_scales - 3, self.n_scales - 1):
+            whole = total[:, scale] + n * self.floor
+            shares.append((smoothed[:, scale] + self.floor) / whole)
+            owns.append(shares[-1] * own + self.own[scale] * (1.0 - shares[-1]) * (best / whole))
+        joint = [share * best for share in shares]
+        weight = torch.softmax(log_weight, 1)
+        fitted, certainty, _, gains = self.fitted(photons, smoothed, weight, self.per_frame, joint, owns)
+        left, share = torch.ones_like(fitted), torch.zeros_like(fitted)
+        for k in range(len(shares)):
+            part = torch.minimum(torch.relu(gains[k]), left)
+            left, share = left - part, share + part * shares[k]
+        left = left.unsqueeze(1)
+        smoothed = left * smoothed + share.unsqueeze(1) * total
+        return photons, fitted, certainty, smoothed, left * log_weight + (1.0 - left) * log_weight_of_total
+
+    def fitted(
+        self, photons: Tensor, smoothed: Tensor, weight: Tensor, limit: Tensor, joint: List[Tensor], owns: List[Tensor]
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add differences of scales with the gains that minimise the squared error nearby.
 
-        Returns ``m + sum_k g_k d_k``, and the certainty of edge directions (0 before version 3). m is half the mixture
-        of scales and half a smooth scale, d_k are differences of scales (and of directions). The squared error against
-        the unknown rate r depends on averages of ``d_j d_k`` and ``(r - m) d_k`` over a window around each pixel. For
-        Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is what one photon adds to d_k
-        at its own pixel. Sums of n one-bit frames take x - r^2 / n for x in the second term. All terms are weighted by
-        1 / rate, which makes the variance of the noise 1. Gains shrink towards 0, the more the fewer photons the filter
-        of d_k holds (rate / weight of one photon): otherwise single photons appear as specks.
+        Returns ``m + sum_k g_k d_k``, the certainty of edge directions (0 before version 3), from version 6 on what a
+        photon adds to the result at its own pixel, and the gains of ``joint`` estimates. m is half the mixture of
+        scales and half a smooth scale, d_k are differences of scales (and of directions), and of joint estimates from
+        m. The squared error against the unknown rate r depends on averages of ``d_j d_k`` and ``(r - m) d_k`` over a
+        window around each pixel. For Poisson counts x, ``x (d_k - o_k)`` has the expectation of ``r d_k``, where o_k is
+        what one photon adds to d_k at its own pixel (``owns``: to joint estimates). Sums of n one-bit frames take x -
+        r^2 / n for x in the second term (``limit``: 1 / n). All terms are weighted by 1 / rate, which makes the
+        variance of the noise 1. Gains shrink towards 0, the more the fewer photons the filter of d_k holds (rate /
+        weight of one photon): otherwise single photons appear as specks. Those of joint estimates, which are as smooth
+        as the sum of channels, shrink least.
 
         Source: Luisier et al., "Image denoising in mixed Poisson-Gaussian noise", IEEE TIP 20 (2011), here per window.
         """
@@ -142,24 +172,39 @@ class Anchor(Filters):
                 terms.append(directions[k])
                 self_weight.append(0.0)
                 one_photon.append(self.own[self.steered_scales[k][0]])
-        parts, count = torch.stack(terms), len(terms) - 1
-        products = self._products(parts * torch.rsqrt(level))
-        alone = photons - (self.per_frame * mixture) * mixture
-        levels = torch.cat([level, alone / level]).flatten(0, -4)
-        mean_level, share = self.smooth_each([levels], len(self.pools) - 1, False)[0].chunk(2)
-        sparsity = torch.square(self.few_photons / mean_level)
+        linear, count = len(terms) - 1, len(terms) - 1 + len(joint)
+        own = torch.zeros_like(level)
+        if self.joins:
+            own.add_(0.5 * self.own[self.base])
+            for k in range(self.n_scales):
+                own.add_(weight[:, k], alpha=0.5 * self.own[k])
+        parts = torch.stack(terms + [estimate - start for estimate in joint])
+        products = self.products(parts * torch.rsqrt(level))
+        alone = photons - (limit * mixture) * mixture
+        maps = [level, alone / level] + [alone / level * (more - own) for more in owns]
+        levels = torch.cat(maps).flatten(0, -4)
+        means = self.smooth_each([levels], len(self.pools) - 1, False)[0].chunk(len(maps))
+        sparsity = torch.square(self.few_photons / means[0])
         system = torch.cat([products[1:, 1:], products[1:, :1]], 1)
         for k in range(count):
-            ridge = self.shrinkage * (1.0 + one_photon[k] * one_photon[k] * sparsity)
+            if k < linear:
+                ridge = self.shrinkage * (1.0 + one_photon[k] * one_photon[k] * sparsity)
+                noise = self_weight[k] * means[1]
+            else:
+                ridge, noise = torch.full_like(sparsity, 0.2 * self.shrinkage), means[k - linear + 2]
             system[k, k] = 1.001 * system[k, k] + ridge.reshape(system.shape[2:])
-            system[k, count] -= (self_weight[k] * share).reshape(system.shape[2:])
+            system[k, count] -= noise.reshape(system.shape[2:])
         gains = torch.clamp(solve_pixelwise(system), -4.0, 4.0)
         gains = upsample_planes(gains.flatten(0, -4), self.pools[-1], photons.shape[-2], photons.shape[-1])
         result, gains = start.clone(), gains.reshape(parts[1:].shape)
         for k in range(count):
             result.addcmul_(gains[k], parts[k + 1])
+        if self.joins:
+            for k in range(linear):
+                own.add_(gains[k], alpha=self_weight[k])
         # smooth scales may be far brighter than a dark gap: there the mixture is the better bound
-        return torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture)), certainty
+        result = torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture))
+        return result, certainty, own, gains[linear:]
 
     def steered(self, smoothed: Tensor, level: Tensor) -> Tuple[List[Tensor], Tensor]:
         """Return curvatures across edges minus those along them, and the certainty of edge directions, 0 to 1.
@@ -198,29 +243,6 @@ class Anchor(Filters):
             terms.append(straight.reshape(level.shape))
         return terms, directions[-1].reshape(level.shape)
 
-    def _products(self, maps: Tensor) -> Tensor:
-        """Average products of all pairs of maps (map, b, ...) over the windows of the fit, as (map, map, b, ...)."""
-        count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
-        maps = pad_planes(maps, pool)
-        rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
-        shape = list(maps.shape)
-        shape[-2], shape[-1] = rows, columns
-        shape.insert(0, count)
-        blocks = maps.reshape(count, -1, rows, pool, columns, pool).permute(1, 2, 4, 0, 3, 5)
-        pooled = self._gram_matrices(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
-        pooled = pooled.reshape(-1, rows, columns, count * count).permute(3, 0, 1, 2).contiguous().reshape(shape)
-        return self.smooth_pooled(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
-
-    def _gram_matrices(self, blocks: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return torch.bmm(blocks, blocks.transpose(1, 2))
-        return self._gram_matrices_without_autocast(blocks)
-
-    @torch.jit.unused
-    def _gram_matrices_without_autocast(self, blocks: Tensor) -> Tensor:
-        with torch.autocast(blocks.device.type, enabled=False):
-            return torch.bmm(blocks, blocks.transpose(1, 2))
-
     def forward(self, photons: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return the features of counts (b, c, [z,] y, x), the smoothed counts and their weights.
 
@@ -228,6 +250,8 @@ class Anchor(Filters):
         From version 2 on the smoothed counts, (b, scale, c, ...), end with the fitted ones. The weights of the scales
         are proportional to ``1 / (squared error)^2``, with sum 1.
         """
+        if self.joins:
+            photons = torch.cat([photons, torch.sum(photons, 1, keepdim=True)], 1)
         planes = photons if self.dim == 2 else photons.flatten(0, 1)
         levels = self.smooth_each([planes] * self.n_scales, 0)
         differences = [(levels[k] - levels[min(k - 1, 1)]).square_() for k in range(1, self.n_scales)]
@@ -250,18 +274,22 @@ class Anchor(Filters):
             smoothed = smoothed.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
             log_error = log_error.unflatten(0, photons.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
         log_weight = log_error.sub_(torch.mean(log_error, 1, keepdim=True)).clamp_(-12.0, 12.0).mul_(-2.0)
+        fitted = certainty = photons
+        if self.joins:
+            photons, fitted, certainty, smoothed, log_weight = self.joined(photons, smoothed, log_weight)
         middle, wide = smoothed[:, self.n_scales // 2], smoothed[:, self.n_scales - 2]
         log_wide = torch.log(wide + self.floor)
         features = [
             torch.log1p(photons) - torch.log1p(wide),
-            _asinh((photons - middle) / torch.sqrt(middle + 0.05)),
+            asinh((photons - middle) / torch.sqrt(middle + 0.05)),
             0.3 * log_wide,
             (smoothed + self.floor).log_().sub_(log_wide.unsqueeze(1)).flatten(1, 2),
             -0.25 * log_weight.flatten(1, 2),
         ]
         weight = torch.softmax(log_weight, 1)
         if self.fits:
-            fitted, certainty = self.fitted(photons, smoothed, weight)
+            if not self.joins:
+                fitted, certainty, _, _ = self.fitted(photons, smoothed, weight, self.per_frame, [], [])
             features.append(torch.log(fitted + self.floor) - log_wide)
             if self.steers:
                 features.append(certainty)
@@ -317,9 +345,3 @@ class Anchor(Filters):
             state_dict.setdefault(prefix + "brightest", torch.tensor(math.inf))
             state_dict.setdefault(prefix + "per_frame", torch.tensor(0.0))
         super()._load_from_state_dict(state_dict, prefix, *more)
-
-
-def _asinh(x: Tensor) -> Tensor:
-    """Return the inverse hyperbolic sine, which torch cannot export to ONNX opset 17."""
-    size = torch.abs(x)
-    return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))

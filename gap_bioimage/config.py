@@ -76,10 +76,11 @@ class NetworkConfig(Config):
     dim: Literal[2, 3] = Field(2, description="spatial dimensions; default: those of the images")
     channels: PositiveInt = Field(1, description="image channels, denoised jointly")
     anchor: bool = Field(True, description="correct smoothed counts, on the scale of the photons; False: a plain U-Net")
-    anchor_version: Literal[1, 2, 3, 4, 5] = Field(
+    anchor_version: Literal[1, 2, 3, 4, 5, 6, 7] = Field(
         4,
         description="1: filters weighted by errors; 2: by a local fit; 3: in volumes along edges; 4: bounded changes; "
-        "5: for volumes that change slowly along z, such as movies; chosen by held-out photons",
+        "5: for volumes that change slowly along z, such as movies; 6, 7: 4, 5 for channels that share structures; "
+        "4 to 7 are chosen by held-out photons",
     )
     levels: PositiveInt = Field(10, le=100, description="plain U-Nets: sine encodings sin(x 10^-i), i < levels")
     log1p: bool = Field(True, description="plain U-Nets: add log(1 + x) to the encoding; the original has none")

@@ -167,6 +167,12 @@ def upsample_planes(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     return x.narrow(-2, 0, height).narrow(-1, 0, width)
 
 
+def asinh(x: Tensor) -> Tensor:
+    """Return the inverse hyperbolic sine, which torch cannot export to ONNX opset 17."""
+    size = torch.abs(x)
+    return torch.sign(x) * torch.log1p(size + size * size / (1.0 + torch.sqrt(size * size + 1.0)))
+
+
 def solve_pixelwise(system: Tensor) -> Tensor:
     """Solve positive definite systems (row, column, ...) pixel by pixel; the last column is the right-hand side."""
     size = len(system)
@@ -250,6 +256,43 @@ class Filters(nn.Module):
         if len(z_kernel) > 1:
             x = blur(x, z_kernel, -3).div_(blur(torch.ones_like(x[:1, :, :1, :1]), z_kernel, -3))
         return x
+
+    def overlaps(self, count: int) -> list[list[float]]:
+        """Return sums over all pixels of products of two filters; those of squares are variances per rate."""
+        line = torch.zeros(4, 1, 1, 257)  # a photon at each position in the pooling grid
+        line[range(4), 0, 0, range(126, 130)] = 1.0
+        planar = torch.stack([self.smooth(line, scale) for scale in range(count)]).flatten(1)
+        point = torch.zeros(1, 65, 1, 1)
+        point[0, 32] = 1.0
+        along_z = torch.stack([self.smooth(point, scale) for scale in range(count)]).flatten(1)
+        # the weight of a pixel's photons in its own smoothed value, averaged over the positions
+        middle = planar.reshape(count, 4, 257)[:, range(4), range(126, 130)].mean(1)
+        self.own: list[float] = (torch.square(middle) * along_z[:, 32]).tolist()
+        overlap = torch.square(planar @ planar.T / 4) * (along_z @ along_z.T)
+        return [[float(value) for value in row] for row in overlap]
+
+    def products(self, maps: Tensor) -> Tensor:
+        """Average products of all pairs of maps (map, b, ...) with the last filter, pooled: (map, map, b, ...)."""
+        count, height, width, pool = len(maps), maps.shape[-2], maps.shape[-1], self.pools[-1]
+        maps = pad_planes(maps, pool)
+        rows, columns = maps.shape[-2] // pool, maps.shape[-1] // pool
+        shape = list(maps.shape)
+        shape[-2], shape[-1] = rows, columns
+        shape.insert(0, count)
+        blocks = maps.reshape(count, -1, rows, pool, columns, pool).permute(1, 2, 4, 0, 3, 5)
+        pooled = self._gram_matrices(blocks.reshape(-1, count, pool * pool)).div_(pool * pool)
+        pooled = pooled.reshape(-1, rows, columns, count * count).permute(3, 0, 1, 2).contiguous().reshape(shape)
+        return self.smooth_pooled(pooled.flatten(0, -4), len(self.pools) - 1, height, width).reshape(shape)
+
+    def _gram_matrices(self, blocks: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return torch.bmm(blocks, blocks.transpose(1, 2))
+        return self._gram_matrices_without_autocast(blocks)
+
+    @torch.jit.unused
+    def _gram_matrices_without_autocast(self, blocks: Tensor) -> Tensor:
+        with torch.autocast(blocks.device.type, enabled=False):
+            return torch.bmm(blocks, blocks.transpose(1, 2))
 
 
 def cached_matrices() -> list[Tensor]:

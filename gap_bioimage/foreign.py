@@ -125,7 +125,7 @@ def describe(
     if settings.keys().isdisjoint(("levels", "log1p")):
         stored = weights.get("anchor.version")  # since version 4
         # in 2D, versions 2 and 3 are the same
-        versions = (1, 3, 2) if stored is None else (5 if stored.eq(5).all() else 4,)
+        versions = (1, 3, 2) if stored is None else (next((v for v in (5, 6, 7) if stored.eq(v).all()), 4),)
         facts |= _anchor_settings(facts["dim"], inputs, facts["channels"], versions)
     settings = {name: (fact, "weights") for name, fact in facts.items()} | settings
     if "anchor" not in facts:

@@ -130,7 +130,7 @@ def test_the_encoding_of_other_weights_must_be_told(tmp_path: Path, order: str) 
     assert torch.equal(model.network(photons), network(photons))
 
 
-@pytest.mark.parametrize(("version", "stem"), [(1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (5, 1)])
+@pytest.mark.parametrize(("version", "stem"), [(1, 1), (2, 1), (3, 1), (3, 2), (4, 1), (5, 1), (7, 1)])
 @pytest.mark.parametrize(("dim", "channels"), [(2, 1), (3, 2)])
 def test_anchored_weights_describe_themselves(tmp_path: Path, dim: int, channels: int, version: int, stem: Any) -> None:
     config = NetworkConfig(dim=dim, channels=channels, depth=2, start_filts=4, anchor_version=version, stem=stem)

@@ -27,6 +27,8 @@ KINDS: list[dict[str, Any]] = [
     {"dim": 3, "anchor_version": 2},
     {"dim": 3, "anchor_version": 3},
     {"dim": 3, "anchor_version": 5},
+    {"dim": 2, "channels": 3, "anchor_version": 6},
+    {"dim": 3, "channels": 2, "anchor_version": 7},
 ]
 SETTINGS: dict[str, Any] = {"depth": 2, "start_filts": 3, "anchor": True, "anchor_version": 4}
 
@@ -272,6 +274,29 @@ def test_movies_are_smoothed_over_time(level: float, shift: float, share: float)
     rates = [UNet(anchor_version=v, **settings)(counts).exp().detach().numpy() for v in (4, 5)]
     errors = [np.square(rate - truth).mean() for rate in rates]
     assert errors[1] < share * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("photons", "scenes", "share"),
+    [(0.1, [3] * 4, 0.85), (1.0, [3] * 4, 0.6), (10.0, [3] * 4, 0.5), (1.0, [3, 3, 4, 4], 0.95)]
+    + [(photons, [3, 4, 5], 1.02) for photons in (0.1, 1.0, 10.0)],
+)
+def test_channels_that_share_structures_are_smoothed_in_their_sum(
+    photons: float, scenes: list[int], share: float
+) -> None:
+    truth = np.stack([simulate_truth(2, (128, 128), scene).values for scene in scenes])
+    truth *= photons * np.linspace(0.5, 1.5, len(scenes))[:, None, None] / len(scenes)
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(truth).astype(np.float32))[None]
+    settings: dict[str, Any] = {"channels": len(scenes), "depth": 1, "start_filts": 1, "anchor": True}
+    rates = [UNet(anchor_version=v, **settings)(counts).exp()[0].detach().numpy() for v in (4, 6)]
+    errors = [np.square(rate - truth).mean() for rate in rates]
+    assert errors[1] < share * errors[0]
+    np.testing.assert_allclose(rates[1].sum((1, 2)), counts[0].sum((1, 2)), rtol=0.03)
+
+
+def test_an_empty_channel_stays_empty() -> None:
+    counts = torch.cat([blobs(3.0)[0], torch.zeros(1, 1, 128, 128)], 1)
+    assert float(UNet(2, 2, depth=1, anchor=True, anchor_version=6)(counts).exp()[:, 1].max()) < 0.01
 
 
 @pytest.mark.parametrize("level", [0.1, 1.0, 30.0])

@@ -137,6 +137,18 @@ def test_volumes_that_change_slowly_along_z_are_smoothed_along_it(
     assert chosen.train.patch_px == ((32, 32, 32) if version == 5 else (12, 48, 48))
 
 
+@pytest.mark.parametrize(
+    ("scenes", "planes", "version"), [([1] * 3, 0, 6), ([1, 2, 3], 0, 4), ([1] * 3, 40, 7), ([1, 2], 40, 5)]
+)
+def test_channels_that_share_structures_are_smoothed_in_their_sum(scenes: list[int], planes: int, version: int) -> None:
+    rate = np.stack([0.2 * simulate_truth(2, (64, 64), scene).values for scene in scenes])
+    rate = np.repeat(rate[:, None], planes, 1) if planes else rate
+    stack = Stack(np.random.default_rng(0).poisson(rate).astype(np.uint8))
+    config = {"network": {"dim": 3 if planes else 2, "channels": len(scenes)}, "train": {"steps": 5}}
+    chosen = choose_sizes(RunConfig.from_dict(config), Split([stack], [stack]), accelerator=False)
+    assert chosen.network.anchor_version == version
+
+
 def test_sizes_follow_the_machine_and_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "_seconds_per_step", lambda *_: 0.5)
     cpu, fast = (choose_sizes(RunConfig(), split(), accelerator) for accelerator in (False, True))

@@ -35,7 +35,8 @@ def round_up(value: int, step: int) -> int:
 def bytes_per_px(network: UNet) -> float:
     """Return the memory that a network needs per pixel of an image."""
     filters: int = network.conv_final.in_channels
-    anchor = _MAPS_PER_CHANNEL[network.dim] * network.channels * network.anchored
+    channels = network.channels + network.anchor.joins  # with their sum
+    anchor = _MAPS_PER_CHANNEL[network.dim] * channels * network.anchored
     return 4 * max(_MAPS_PER_FILTER * filters / network.stem**2, anchor)
 
 

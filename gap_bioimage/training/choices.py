@@ -57,9 +57,12 @@ _WINDOWS: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {
     (3, True): ((16, 64, 64), 8),
 }
 _LARGEST_BATCH = 64
-_SLOW = 5  # anchor of volumes that change slowly along z, and its windows
+_SLOW = (5, 7)  # anchors of volumes that change slowly along z, and their windows
 _SLOW_WINDOWS = {False: (32, 32, 32), True: (32, 48, 48)}
-_TESTED_PX, _TESTED_WINDOWS = (48, 32, 32), 8  # on which anchors are compared
+# windows on which anchors are compared, and why one is better
+_TESTED_PX, _TESTED_WINDOWS = {2: (96, 96), 3: (48, 32, 32)}, 8
+_BETTER = {5: "images that change slowly along z, such as movies", 6: "channels that share structures"}
+_BETTER[7] = f"{_BETTER[5]}, and {_BETTER[6]}"
 
 
 def choose_dim(config: RunConfig, images: Sequence[xr.DataArray]) -> RunConfig:
@@ -97,7 +100,7 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
     config = _choose_filters(config, split)
     dim, size = config.network.dim, config.train.size or "base"
     network, (patch, n_windows) = SIZES[dim][size], _WINDOWS[dim, accelerator]
-    if dim == 3 and config.network.anchor_version == _SLOW:
+    if dim == 3 and config.network.anchor_version in _SLOW:
         patch = _SLOW_WINDOWS[accelerator]
     smallest = min(min(stack.shape[-2:]) for stack in split.training)
     stem = config.network.stem if "stem" in config.network.model_fields_set else network.get("stem", 1)
@@ -121,22 +124,29 @@ def choose_sizes(config: RunConfig, split: Split, accelerator: bool) -> RunConfi
 
 
 def _choose_filters(config: RunConfig, split: Split) -> RunConfig:
-    """Choose the filters of a 3D network, unless they are set: those that predict one half of the photons better."""
+    """Choose the filters of a network, unless they are set: those that predict one half of the photons best."""
     network = config.network
-    if network.dim == 2 or not network.anchor or "anchor_version" in network.model_fields_set:
+    volumes, several = network.dim == 3, network.channels > 1
+    versions = [5] * volumes + [6] * several + [7] * (volumes and several)
+    if not versions or not network.anchor or "anchor_version" in network.model_fields_set:
         return config
     thinning = ThinningConfig(min_db=99.0, max_db=100.0, max_fraction=0.5, ceiling=config.thinning.ceiling)
-    pairs = WindowDrawer(split.training, _TESTED_PX, thinning).batch([config.train.seed, 2], _TESTED_WINDOWS)
+    drawer = WindowDrawer(split.training, _TESTED_PX[network.dim], thinning)
+    pairs = drawer.batch([config.train.seed, 2], _TESTED_WINDOWS)
 
     def loss(version: int) -> float:
-        anchor = UNet(3, network.channels, depth=1, start_filts=1, anchor=True, anchor_version=version).eval()
+        anchor = UNet(network.dim, network.channels, depth=1, start_filts=1, anchor=True, anchor_version=version).eval()
         anchor.anchor.per_frame.fill_(1 / (thinning.ceiling or math.inf))
         with torch.inference_mode():
             return float(photon_loss(anchor(pairs.photons), pairs.target, pairs.weight, pairs.exposure, 1.0).mean())
 
-    gain = loss(network.anchor_version) - loss(_SLOW)
-    why = f"for images that change slowly along z, such as movies; better by {gain:.2g} nats per photon"
-    return _choose(config, "network", {"anchor_version": _SLOW}, why) if gain > 0 else config
+    losses = {version: loss(version) for version in (network.anchor_version, *versions)}
+    best = min(losses, key=losses.__getitem__)
+    if best == network.anchor_version:
+        return config
+    gain = losses[network.anchor_version] - losses[best]
+    why = f"for {_BETTER[best]}; better by {gain:.2g} nats per photon"
+    return _choose(config, "network", {"anchor_version": best}, why)
 
 
 def _choose_range(config: RunConfig, split: Split) -> RunConfig:
