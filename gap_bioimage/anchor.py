@@ -107,7 +107,7 @@ class Anchor(Filters):
         Where the channels' ratio changes slowly, ``q = R S_c / S`` is a better estimate of channel c than its own
         scales: R is the fitted sum, S_c and S are the channel and the sum at a wide scale. The differences of q (at two
         wide scales) from m are further terms of the local fit, so q counts only where it predicts the channel's own
-        photons: nothing is lost where channels are unrelated. A photon adds to q at its own pixel
+        photons: little is lost where channels are unrelated. A photon adds to q at its own pixel
         ``o S_c / S + o_S (1 - S_c / S) R / S``, where o and o_S are what it adds to R and S.
 
         Returns counts, fitted counts, certainty, scales and log-weights without the sum. Scales and log-weights are
