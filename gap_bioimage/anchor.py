@@ -157,28 +157,13 @@ class Anchor(Filters):
         mixture = torch.sum(weight * smoothed, 1)
         start = 0.5 * (smoothed[:, self.base] + mixture)
         level = wide + self.floor
-        terms = [photons - start]
-        self_weight: List[float] = []
-        one_photon: List[float] = []
-        for k in range(len(self.fitted_scales) - 1):
-            finer, coarser = self.fitted_scales[k], self.fitted_scales[k + 1]
-            terms.append(smoothed[:, finer] - smoothed[:, coarser])
-            self_weight.append(self.own[finer] - self.own[coarser])
-            one_photon.append(self_weight[-1])
-        certainty = torch.zeros_like(level)
-        if self.steers:
-            directions, certainty = self.steered(smoothed, level)
-            for k in range(len(directions)):
-                terms.append(directions[k])
-                self_weight.append(0.0)
-                one_photon.append(self.own[self.steered_scales[k][0]])
-        linear, count = len(terms) - 1, len(terms) - 1 + len(joint)
-        own = torch.zeros_like(level)
+        terms, self_weight, one_photon, certainty = self._differences(smoothed, level)
+        linear, count = len(terms), len(terms) + len(joint)
+        own = torch.full_like(level, 0.5 * self.own[self.base])
         if self.joins:
-            own.add_(0.5 * self.own[self.base])
             for k in range(self.n_scales):
                 own.add_(weight[:, k], alpha=0.5 * self.own[k])
-        parts = torch.stack(terms + [estimate - start for estimate in joint])
+        parts = torch.stack([photons - start] + terms + [estimate - start for estimate in joint])
         products = self.products(parts * torch.rsqrt(level))
         alone = photons - (limit * mixture) * mixture
         maps = [level, alone / level] + [alone / level * (more - own) for more in owns]
@@ -205,6 +190,25 @@ class Anchor(Filters):
         # smooth scales may be far brighter than a dark gap: there the mixture is the better bound
         result = torch.maximum(result, torch.minimum(0.3 * torch.minimum(start, wide), mixture))
         return result, certainty, own, gains[linear:]
+
+    def _differences(self, smoothed: Tensor, level: Tensor) -> Tuple[List[Tensor], List[float], List[float], Tensor]:
+        """Return differences, what a photon adds to each, its weight in their filters, and the certainty of edges."""
+        terms: List[Tensor] = []
+        self_weight: List[float] = []
+        one_photon: List[float] = []
+        for k in range(len(self.fitted_scales) - 1):
+            finer, coarser = self.fitted_scales[k], self.fitted_scales[k + 1]
+            terms.append(smoothed[:, finer] - smoothed[:, coarser])
+            self_weight.append(self.own[finer] - self.own[coarser])
+            one_photon.append(self_weight[-1])
+        certainty = torch.zeros_like(level)
+        if self.steers:
+            directions, certainty = self.steered(smoothed, level)
+            for k in range(len(directions)):
+                terms.append(directions[k])
+                self_weight.append(0.0)
+                one_photon.append(self.own[self.steered_scales[k][0]])
+        return terms, self_weight, one_photon, certainty
 
     def steered(self, smoothed: Tensor, level: Tensor) -> Tuple[List[Tensor], Tensor]:
         """Return curvatures across edges minus those along them, and the certainty of edge directions, 0 to 1.

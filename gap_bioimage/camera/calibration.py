@@ -159,24 +159,18 @@ def calibrate(
     AxesError
         If the images have several channels or too few pixels, or the dark frames have a different size.
     ConfigError
-        If a number is out of range, or if more than one of ``dark``, ``offset`` and ``read_noise`` is given.
+        If a number is out of range, or several of ``dark``, ``offset`` and ``read_noise`` are given.
     """
     if sum(one is not None for one in (dark, offset, read_noise)) > 1:
         raise ConfigError("several of dark frames, offset and read noise were given; give the dark frames alone")
     _check_values({"offset": offset, "read noise": read_noise, "saturation": saturation})
     frames = frames_of(images, saturation, dims)
-    dark_frames = None if dark is None else dark_of(dark, frames, dims)
-    data = _measure(frames, dark_frames)
-    if multiplying is None and (frames.count < 3 or data.fit.outlier_fraction > _LEFT_OUT):
-        multiplying = False  # fine structure of an image and moving objects have third moments of their own
-    known_offset = dark_frames.offset if dark_frames is not None else None if offset is None else (offset, 0.0)
-    known = Known(known_offset, read_noise, multiplying, raw=not share_noise(data.correlation.largest))
+    data = _measure(frames, None if dark is None else dark_of(dark, frames, dims))
+    known = _known(data, offset, read_noise, multiplying)
     numbers = numbers_of(data.fit, known, seed)
     _check_numbers(data, numbers, known)
-    if frames.count == 1:  # some of its structure passes for noise
-        gain = numbers.gain
-        below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
-        numbers = replace(numbers, gain=Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above))
+    if frames.count == 1:
+        numbers = replace(numbers, gain=_with_structure(numbers.gain))
     return _result(data, numbers, _curve(data, numbers, known), known)
 
 
@@ -215,6 +209,13 @@ def _measure(frames: Frames, dark: Dark | None) -> _Measurements:
     return _Measurements(frames, dark, moments, float(full.mean()), correlation, between_frames, fit)
 
 
+def _known(data: _Measurements, offset: float | None, read_noise: float | None, multiplying: bool | None) -> Known:
+    if multiplying is None and (data.frames.count < 3 or data.fit.outlier_fraction > _LEFT_OUT):
+        multiplying = False  # fine structure of an image and moving objects have third moments of their own
+    known_offset = data.dark.offset if data.dark is not None else None if offset is None else (offset, 0.0)
+    return Known(known_offset, read_noise, multiplying, raw=not share_noise(data.correlation.largest))
+
+
 def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
     """Refuse an offset or read noise that contradicts the images, and images that do not determine the gain."""
     name, blocks, gain = data.frames.name, data.moments, numbers.gain
@@ -233,6 +234,12 @@ def _check_numbers(data: _Measurements, numbers: Numbers, known: Known) -> None:
         hint = "use raw images with dark and bright parts, or more frames of the same field"
         add = ", or add dark frames" if known.offset is None and known.read_noise is None else ""
         raise NotPhotonCountsError(f"{problem}; {hint}{add}")
+
+
+def _with_structure(gain: Estimate) -> Estimate:
+    """Widen the interval of a gain from one image, some of whose structure passes for noise."""
+    below, above = (math.hypot(gain.value - bound, _STRUCTURE * gain.value) for bound in (gain.low, gain.high))
+    return Estimate(gain.value, max(gain.value - below, 0.0), gain.value + above)
 
 
 def _curve(data: _Measurements, numbers: Numbers, known: Known) -> Curve:

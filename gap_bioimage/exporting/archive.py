@@ -27,6 +27,7 @@ from gap_bioimage.network import PhotonDenoiser
 from gap_bioimage.validation import report as validation
 from gap_bioimage.validation.repair.editor import RDF_NAME, to_yaml
 from gap_bioimage.validation.run.sandbox import Sandbox
+from gap_bioimage.validation.verdicts import Score
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,10 +46,8 @@ def export(
 
     Parameters
     ----------
-    model, out
-        A model, or an argument of ``load_model``; the zip, replaced only by a complete and valid one.
-    card
-        The author's card, or its yaml.
+    model, out, card
+        A model, or its path; the zip, replaced only by a complete and valid one; the author's card, or its yaml.
     kind
         "denoise": the output is the expected photons per pixel. "sample": its channels are mean and standard
         deviation of posterior samples, then the samples, drawn in the graph. "sample-hook": the same, drawn by
@@ -75,31 +74,30 @@ def export(
     Raises
     ------
     CardError, ExportError, BrokenNetworkError, OutputError
-        If fields of the card are missing or wrong, an option cannot be used, there are no counts to test with or a
-        check fails, the network returns values that are not finite, or the zip cannot be written.
+        If the card or an option is wrong, there are no counts to test with, a check fails, the network's values are not
+        finite, or the zip cannot be written.
     """
     _check_arguments(kind, Path(out), onnx)
     sampling, card = Sampling(n_samples, n_steps, seed), card if isinstance(card, Card) else Card.read(card)
     documents.description_of(card, custom=kind == "sample-hook" or postprocessing is not None)  # raises if too long
     own = None if postprocessing is None else Operation.read(postprocessing, postprocessing_kwargs)
     model = load_model(model) if isinstance(model, (str, Path)) else model
-    intake = Intake.of(model, camera)
-    examples = example_values(model, intake, test_image)
+    examples = example_values(model, intake := Intake.of(model, camera), test_image)
     model.network.cpu()
     product, begin = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
     with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
         process.start()  # imports its libraries while the zip is made
-        try:
-            _write_files(Path(name), product, card, examples, begin, onnx=onnx)
-        except OSError as error:
-            raise OutputError(f"cannot write to the temporary folder {name}: {error.strerror or error}") from None
+        _write_files(Path(name), product, card, examples, begin, onnx=onnx)
         _zip(Path(name), new)
         begin("validating")
         report = validation.validate(new, run_code=True, device=device, process=process)
         _refuse_failed(report, out)
-    # in the card, fields of config.bioimageio stand at the top
-    ways = tuple(way.replace("config.bioimageio.", "") for way in report.score.raise_it) if report.score else ()
-    return replace(report, model=str(out), score=report.score and replace(report.score, raise_it=ways))
+    return replace(report, model=str(out), score=report.score and _for_card(report.score))
+
+
+def _for_card(score: Score) -> Score:
+    """Name the fields as the card does, where those of config.bioimageio stand at the top."""
+    return replace(score, raise_it=tuple(way.replace("config.bioimageio.", "") for way in score.raise_it))
 
 
 def _check_arguments(kind: str, out: Path, onnx: bool) -> None:
@@ -120,6 +118,15 @@ def _refuse_failed(report: validation.Report, out: str | Path) -> None:
 
 
 def _write_files(
+    folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
+) -> None:
+    try:
+        _write_contents(folder, product, card, examples, begin, onnx=onnx)
+    except OSError as error:
+        raise OutputError(f"cannot write to the temporary folder {folder}: {error.strerror or error}") from None
+
+
+def _write_contents(
     folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
 ) -> None:
     model, intake = product.model, product.intake

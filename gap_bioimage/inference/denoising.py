@@ -191,36 +191,25 @@ def region_uncertainty(
         Counts of one image, dims out of ``c z y x``.
     labels
         Integers with the spatial dims of the counts. Each value except 0 is a region, in all channels.
-    seed
-        Seed of the photons that are added.
-    passes
-        Network runs to average per region. By default one, and more for dim regions.
-    dims, camera, tile_px, halo_px, device
-        As for ``denoise``.
-    on_region
-        Called with (regions done, all regions).
+    seed, passes
+        Seed of the photons that are added; network runs to average per region, by default one, more for dim ones.
+    dims, camera, tile_px, halo_px, device, on_region
+        As for ``denoise``; called with (regions done, all regions).
 
     Raises
     ------
     AxesError, ConfigError, BrokenNetworkError
-        As for ``denoise``; also if the counts are several images, if the labels have another size or are not labels,
-        or if the model was trained on one-bit frames.
+        As for ``denoise``; also for several images, labels of another size, and models of one-bit frames.
 
     Warns
     -----
     NetworkWarning, TrainedRangeWarning
-        If expected and counted photons differ by more than both errors explain; if the image is brighter than the
-        training of a plain network.
+        If expected and counted photons differ by more than both errors explain; as for ``denoise``.
     """
     seed, passes = check_whole("seed", seed, 0, 2**63), None if passes is None else check_whole("passes", passes, 1)
     prepared = prepare(model, photons, Layout(dims, camera=camera))
-    refuse_one_bit(model, "regions")
-    if len(prepared.items) != 1:
-        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one frame for regions; select one")
+    _check_for_regions(model, prepared)
     labels = _label_image(labels, dims, (counts := prepared.tensor(0)).shape[2:])
-    if max(parts_of(model, prepared)) > 1:
-        problem = "the image is brighter than the training of this network without an anchor"
-        warnings.warn(f"{problem}: photons and errors of regions may be wrong", TrainedRangeWarning, stacklevel=2)
     network = TiledNetwork(model.network, tile_px, halo_px, device, tile_memory(device))
 
     def expect(x: Tensor) -> Tensor:
@@ -237,6 +226,15 @@ def region_uncertainty(
         if on_region is not None:
             on_region(done, len(numbers))
     return regions
+
+
+def _check_for_regions(model: Model, prepared: Prepared) -> None:
+    refuse_one_bit(model, "regions")
+    if len(prepared.items) != 1:
+        raise AxesError(f"the image holds {len(prepared.items)} frames, expected one frame for regions; select one")
+    if max(parts_of(model, prepared)) > 1:
+        problem = "the image is brighter than the training of this network without an anchor"
+        warnings.warn(f"{problem}: photons and errors of regions may be wrong", TrainedRangeWarning, stacklevel=3)
 
 
 def _region(

@@ -61,14 +61,12 @@ def read_photons(
         Keep only this channel: its index from 0, or its name.
     time
         Keep only this frame (its index from 0), without its axis; or a range, such as ``"0:50"`` or ``"::2"``.
-    series
-        The image in a file that holds several (scenes, positions, fields, datasets): its index from 0, or its name.
-    level
-        The level of a pyramid; by default 0, the full resolution.
-    check
-        Refuse values that cannot be photon counts; this reads the whole file, piece by piece.
-    saturation
-        Largest accepted fraction of pixels at the detector's ceiling.
+    series, level
+        The image in a file that holds several (scenes, positions, fields, datasets): its index from 0, or its name;
+        the level of a pyramid, by default 0, the full resolution.
+    check, saturation
+        Refuse values that cannot be photon counts, which reads the whole file, piece by piece; the largest accepted
+        fraction of pixels at the detector's ceiling.
 
     Returns
     -------
