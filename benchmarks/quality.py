@@ -39,7 +39,9 @@ from gap_bioimage.files import replacing
 from gap_bioimage.inference.denoising import denoise
 from gap_bioimage.model import Model, load_model
 from gap_bioimage.network import UNet, photons_of
+from gap_bioimage.training.choices import choose_sizes
 from gap_bioimage.training.fit import train
+from gap_bioimage.training.patches import Split, as_stacks
 
 Image = peers.Image
 PICTURE = Path(__file__).parents[1] / "docs/images/quality.png"
@@ -101,12 +103,14 @@ def run(job: Job) -> str:
 def train_model(job: Job, scene: Scene) -> Model:
     """Return the model of a completed run."""
     config = RunConfig.from_dict(scene.settings_of(job.method, job.seed, job.scale))
-    if job.method == "untrained":
+    counts = [scene.recorded(image) for image in scene.training(job.method, job.seed)]
+    images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
+    if job.method == "untrained":  # with the filters that training chooses
+        stacks = as_stacks(images, config.network.dim)
+        config = choose_sizes(config, Split(stacks, stacks), accelerator=False)
         network = UNet(**config.network.model_dump()).eval()
         network.anchor.per_frame.fill_(1 / (config.thinning.ceiling or math.inf))
         return Model(network, config.network, (-math.inf, math.inf), n_frames=config.thinning.ceiling)
-    counts = [scene.recorded(image) for image in scene.training(job.method, job.seed)]
-    images = [xr.DataArray(image, dims=["z", "y", "x"][-image.ndim :]) for image in counts]
     run = job.out.with_suffix("")
     resume = (run / "config.yaml").exists()
     train(images, run, config, camera=scene.camera, resume=resume, progress=False, device=job.device)
