@@ -140,6 +140,21 @@ def report_error(error: Exception) -> int:
     return 2
 
 
+@contextmanager
+def left_out(image: Path, n_images: int, failed: list[Path]) -> Iterator[None]:
+    """Report an error that concerns one of several images, which is left out and joins ``failed``."""
+    from gap_bioimage.errors import ConfigError, GapError
+
+    try:
+        yield
+    except (GapError, OSError, ValueError) as error:
+        if n_images == 1 or isinstance(error, ConfigError):
+            raise
+        report_error(error)
+        complain(f"{image} was left out")
+        failed.append(image)
+
+
 def keep_memory() -> None:
     """Let the process keep freed memory: requesting it again took a quarter of a network's time (glibc).
 

@@ -13,9 +13,8 @@ import typer
 from typer import Argument, Option
 
 from gap_bioimage.cli import options
-from gap_bioimage.cli.console import complain, keep_memory, progress_bar, report_error, say, sizes, write_json
+from gap_bioimage.cli.console import keep_memory, left_out, progress_bar, say, sizes, write_json
 from gap_bioimage.cli.options import Detector, Layout, ModelPath, Quiet, Running, Selection, camera_option
-from gap_bioimage.errors import ConfigError, GapError
 from gap_bioimage.files import check_output_path
 
 if TYPE_CHECKING:
@@ -164,16 +163,10 @@ def denoise(
         out.mkdir(exist_ok=True)
     for image, path in zip(images, outputs, strict=True):
         check_output(path, image)
-    loaded, how, failed = gap.load_model(model), How(selection, layout, running, detector, region, quiet), False
+    loaded, how, failed = gap.load_model(model), How(selection, layout, running, detector, region, quiet), list[Path]()
     for image, path in zip(images, outputs, strict=True):
-        try:
+        with left_out(image, len(images), failed):
             _denoise_one(loaded, image, path, how)
-        except (GapError, OSError, ValueError) as error:
-            if len(images) == 1 or isinstance(error, ConfigError):
-                raise
-            report_error(error)
-            complain(f"{image} was left out")
-            failed = True
     if failed:
         raise typer.Exit(2)
 

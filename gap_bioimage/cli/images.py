@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from gap_bioimage.cli.console import print_table, progress_bar, report_error, say, sizes, with_flags, write_json
+from gap_bioimage.cli.console import left_out, print_table, progress_bar, say, sizes, with_flags, write_json
 from gap_bioimage.cli.options import Json, Out, Quiet, Seed, Selection, check_paths, parse_pixels
-from gap_bioimage.errors import GapError, GapWarning
+from gap_bioimage.errors import GapWarning
 
 if TYPE_CHECKING:
     from gap_bioimage.camera.calibration import Calibration
@@ -65,18 +65,14 @@ def inspect(
     named = [plot and plot.with_name(f"{plot.stem}_{name}{plot.suffix}") for name in names]
     plots = named if len(images) > 1 else [plot]
     check_paths({"images": images, "plot": plots, "json_out": json_out})
-    reports: list[dict[str, Any]] = []
+    reports, failed = list[dict[str, Any]](), list[Path]()
     for image, image_plot in zip(images, plots, strict=True):
-        try:
+        with left_out(image, len(images), failed):
             reports.append(gap.inspect(image, **asdict(selection), plot=image_plot).to_dict())
-        except GapError as error:
-            if len(images) == 1:
-                raise
-            report_error(error)
     write_json(json_out, reports, as_list=len(images) > 1)
     for report in [] if quiet or str(json_out) == "-" else reports:
         print_table(_printed(report))
-    if len(reports) < len(images):
+    if failed:
         raise typer.Exit(2)
 
 

@@ -59,11 +59,9 @@ class Pages:
             Format.JUNIT: partial(terminal.render_junit, every),
             Format.SARIF: partial(ci.render_sarif, every), Format.GITHUB: partial(ci.render_github, every),
         }  # fmt: skip
-        for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT)):
-            if page is not None:
+        for page, form in ((self.html, Format.HTML), (self.junit, Format.JUNIT), (Path("-"), self.form)):
+            if page is not None and form in renderers:
                 write_text(page, renderers[form]())
-        if self.form in renderers:
-            sys.stdout.write(renderers[self.form]())
 
 
 @dataclass(frozen=True)
