@@ -126,9 +126,11 @@ def read_images(
 
 def image_files(*paths: Path) -> list[Path]:
     """Return the images at these paths, those of folders in natural order, and one file of each OME-TIFF set."""
+    if len(listed := [file for path in paths for file in _listed(path)]) == 1:
+        return listed
     files: list[Path] = []
     members: set[str] = set()
-    for file in (file for path in paths for file in _listed(path)):
+    for file in listed:
         if (own := str(file.resolve())) not in members:
             files.append(file)
             members |= _files_of_set(file) - {own}  # a file that is given twice is read twice
