@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from gap_bioimage.camera.camera import share_noise
-from gap_bioimage.errors import ExportError, OutputError
+from gap_bioimage.errors import ExportError
 from gap_bioimage.exporting import documents, measures, weights
 from gap_bioimage.exporting.card import Card
 from gap_bioimage.exporting.intake import Examples, Intake, brightest_piece, example_values, sparse_counts
 from gap_bioimage.exporting.kinds import Kind, Operation, Product, Sampling, product_of
-from gap_bioimage.files import replacing
+from gap_bioimage.files import output_errors, replacing
 from gap_bioimage.inference.reach import HaloReport, measured_halo
 from gap_bioimage.inference.tiling import TiledNetwork
 from gap_bioimage.inference.trained_range import warn_of_headroom
@@ -87,7 +87,8 @@ def export(
     product, begin = product_of(kind, model, sampling, own, intake), on_stage or (lambda stage: None)
     with Sandbox() as process, tempfile.TemporaryDirectory(prefix="gap-bioimage-") as name, replacing(Path(out)) as new:
         process.start()  # imports its libraries while the zip is made
-        _write_files(Path(name), product, card, examples, begin, onnx=onnx)
+        with output_errors(Path(name), "free some space there, or set TMPDIR to another folder"):
+            _write_files(Path(name), product, card, examples, begin, onnx=onnx)
         _zip(Path(name), new)
         begin("validating")
         report = validation.validate(new, run_code=True, device=device, process=process)
@@ -118,15 +119,6 @@ def _refuse_failed(report: validation.Report, out: str | Path) -> None:
 
 
 def _write_files(
-    folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
-) -> None:
-    try:
-        _write_contents(folder, product, card, examples, begin, onnx=onnx)
-    except OSError as error:
-        raise OutputError(f"cannot write to the temporary folder {folder}: {error.strerror or error}") from None
-
-
-def _write_contents(
     folder: Path, product: Product, card: Card, examples: Examples, begin: Callable[[str], None], *, onnx: bool
 ) -> None:
     model, intake = product.model, product.intake
