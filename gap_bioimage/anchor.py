@@ -159,8 +159,9 @@ class Anchor(Filters):
         level = wide + self.floor
         terms, self_weight, one_photon, certainty = self._differences(smoothed, level)
         linear, count = len(terms), len(terms) + len(joint)
-        own = torch.full_like(level, 0.5 * self.own[self.base])
+        own = level  # up to version 5 nobody asks
         if self.joins:
+            own = torch.full_like(level, 0.5 * self.own[self.base])
             for k in range(self.n_scales):
                 own.add_(weight[:, k], alpha=0.5 * self.own[k])
         parts = torch.stack([photons - start] + terms + [estimate - start for estimate in joint])

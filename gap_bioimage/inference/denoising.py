@@ -199,7 +199,8 @@ def region_uncertainty(
     Raises
     ------
     AxesError, ConfigError, BrokenNetworkError
-        As for ``denoise``; also for several images, labels of another size, and models of one-bit frames.
+        As for ``denoise``; also for several images, labels of another size or that are not labels, and models of
+        one-bit frames.
 
     Warns
     -----
